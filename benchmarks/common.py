@@ -1,0 +1,113 @@
+"""What every benchmark shares: photographs, per-patch PCA, and the record it leaves."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def hardware() -> str:
+    """The processor, or the accelerator where there is one, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"CPU: {model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used"
+
+
+def commit() -> str:
+    """The commit the figures were measured at, marked when the tree had changes."""
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return run.stdout.strip()
+
+
+def write_record(name: str, data: str, config: dict[str, Any], figures: Any) -> Path:
+    """Write ``results/<name>.json`` whole or not at all."""
+    record = {
+        "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware(),
+        "torch": torch.__version__,
+        "data": data,
+        "config": config,
+        "figures": figures,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    target, temporary = RESULTS / f"{name}.json", RESULTS / f".{name}.json.tmp"
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    temporary.replace(target)
+    print(f"wrote {target}")
+    return target
+
+
+def resident_mb(field: str) -> float:
+    """Resident memory of this process, now ("VmRSS") or at its peak ("VmHWM"), in MB (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Peaks count from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak of the accelerator's memory, or of this process's on a CPU, in MB."""
+    return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else resident_mb("VmHWM")
+
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """PSNR per image of unclamped pictures in [0, 1], in dB: ``(B,)``."""
+    return -10 * torch.log10((x - y).square().flatten(1).mean(1))
+
+
+def patches_of(images: Tensor, patch: int) -> Tensor:
+    """``(B, 3, H, W)`` to ``(B, h * w, 3 * patch²)``."""
+    return torch.nn.functional.unfold(images, patch, stride=patch).transpose(1, 2)
+
+
+class PatchPCA:
+    """Per-patch PCA: the honest simple rival of TinToks of the same size."""
+
+    def __init__(self, images: Tensor, patch: int, components: int) -> None:
+        x = patches_of(images, patch).flatten(0, 1).double()
+        self.patch, self.mean = patch, x.mean(0)
+        covariance = (x - self.mean).T @ (x - self.mean)
+        self.basis = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :components]
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        x = patches_of(images, self.patch).double() - self.mean
+        x = (x @ self.basis @ self.basis.T + self.mean).float()
+        return torch.nn.functional.fold(x.transpose(1, 2), images.shape[-2:], self.patch, stride=self.patch)
+
+
+def random_crops(pictures: list[Tensor], count: int, size: int, rng: np.random.Generator) -> Tensor:
+    """``count`` flipped-or-not square crops of uint8 ``(3, H, W)`` pictures, as floats in [0, 1]."""
+    crops = []
+    for index in rng.integers(len(pictures), size=count):
+        _, height, width = pictures[index].shape
+        top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
+        crop = pictures[index][:, top : top + size, left : left + size]
+        crops.append(crop.flip(2) if rng.random() < 0.5 else crop)
+    return torch.stack(crops).float() / 255

@@ -1,0 +1,217 @@
+"""Which form of the modulation? Small networks trained alike, told apart by held-out PSNR.
+
+    python benchmarks/modulation.py --data PACK/train.parquet          # or without --data: scikit-image's photographs
+
+ViT 96×3, patch 8, TinToks of 16, 64-pixel crops, 400 steps of 32, 3 seeds a candidate. Besides PSNR each row states
+what the global token is worth (PSNR lost when its TinTok is zeroed, or swapped with another image's) and the time
+of the INR stage beside the released form. Per-patch PCA with 16 numbers a patch stands below the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from common import PatchPCA, psnr, random_crops, write_record
+from pictures import load_pictures
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from huvr.model import HUVR, HUVRConfig, Tokens
+from huvr.model.bottleneck import Bottleneck
+from huvr.model.inr import PatchINR, ReleasedPatchINR, unit_columns
+
+CONFIG = HUVRConfig(
+    image_size=64, patch=8, width=96, depth=3, heads=3, tintok_dim=16, decoder_width=128, decoder_depth=2,
+    decoder_hidden=512, inr_widths=(128, 128, 128),
+)  # fmt: skip
+
+
+class Free(PatchINR):
+    """Unit-column base, scales 1 + u and 1 + c left free."""
+
+    def scaled(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
+        second = self.layers[1]
+        x = F.relu(self.layers[0](points)) * (1 + u)
+        weight = self.base(second.weight).T * (1 + c[:, None])
+        return torch.baddbmm(second.bias[None, None], x.flatten(1, 4), weight).view(*x.shape[:-1], -1)
+
+    def base(self, weight: Tensor) -> Tensor:
+        return unit_columns(weight)
+
+    def features(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
+        return F.relu(self.layers[2](F.relu(self.scaled(points, u, c))))
+
+
+class Bypass(Free):
+    """The modulated layer's linear output added to the features: a straight line from token to pixels."""
+
+    def features(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
+        y = self.scaled(points, u, c)
+        return F.relu(self.layers[2](F.relu(y))) + y
+
+
+class PlainBypass(Bypass):
+    """Bypass with the base weight as it is."""
+
+    def base(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+class Shift(Free):
+    """An added shift per patch behind the scales."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.to_patch[1] = nn.Linear(self.to_patch[1].in_features, 2 * self.to_patch[1].out_features)
+
+    def scaled(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
+        u, shift = u.chunk(2, dim=-1)
+        return super().scaled(points, u, c) + shift
+
+
+class PatchNorm(ReleasedPatchINR):
+    """Columns normalised after the patch's modulation as released, outputs scaled by 1 + c."""
+
+    def column_scale(self, u: Tensor, c: Tensor) -> Tensor:
+        return super().column_scale(u, torch.ones_like(c)) * (1 + c[:, None, None, None, None])
+
+    paint = PatchINR.paint
+
+
+class PixelHead(Free):
+    """A linear patch-to-pixels head beside the INR (not a function of the coordinates)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        dim = self.to_patch[1].in_features
+        self.direct = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 3 * self.patch**2))
+
+    def forward(self, tokens: Tokens, phase: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+        direct = tokens.apply(self.direct).map
+        return super().forward(tokens, phase) + F.pixel_shuffle(direct, self.patch)
+
+
+# name → (INR, LayerNorm before the up-projection)
+CANDIDATES: dict[str, tuple[type[PatchINR], bool]] = {
+    "released": (ReleasedPatchINR, True),
+    "patch norm as released, outputs × (1 + c)": (PatchNorm, True),
+    "free scales": (Free, True),
+    "free scales, no LayerNorm up": (Free, False),
+    "free scales and shift, no LayerNorm up": (Shift, False),
+    "linear pixel head, no LayerNorm up": (PixelHead, False),
+    "linear bypass, no LayerNorm up": (Bypass, False),
+    "plain base, linear bypass, no LayerNorm up": (PlainBypass, False),
+}
+
+
+def build(inr: type[PatchINR], norm_up: bool, seed: int) -> HUVR:
+    torch.manual_seed(seed)
+    c = CONFIG
+    model = HUVR(c)
+    model.bottleneck = Bottleneck(c.width, c.tintok_dim, c.decoder_width, norm_up)
+    model.inr = inr(c.decoder_width, c.inr_widths, c.inr_frequencies, c.inr_max_frequency, c.patch, c.inr_upsample)
+    if inr is ReleasedPatchINR:  # the released form entire
+        for layer in model.decoder.layers:
+            layer.scale = 2.0
+    return model
+
+
+def train(model: HUVR, batch: Callable[[], Tensor], steps: int, lr: float) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
+    for _ in range(steps):
+        images = batch()
+        loss = (2 * (model.reconstruct(images) - images)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+
+
+@torch.inference_mode()
+def measure(model: HUVR, images: Tensor) -> dict[str, float]:
+    """Held-out PSNR, and what is lost when the global TinTok is zeroed or swapped between images."""
+    tintoks = model.compress(model.encode(images))
+
+    def with_global(cls: Tensor) -> float:
+        return psnr(model.render(model.expand(replace(tintoks, cls=cls))), images).mean().item()
+
+    whole = with_global(tintoks.cls)
+    return {
+        "psnr": whole,
+        "lost_if_zeroed": whole - with_global(torch.zeros_like(tintoks.cls)),
+        "lost_if_swapped": whole - with_global(tintoks.cls.roll(1, 0)),
+    }
+
+
+def inr_seconds(inr: type[PatchINR]) -> float:
+    """Forward and backward of the INR stage for four ViT-B images, in seconds: the median of five."""
+    torch.manual_seed(0)
+    module = inr(1024)
+    tokens = Tokens(torch.randn(4, 1024), torch.randn(4, 256, 1024), (16, 16))
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        module(tokens).square().mean().backward()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+def run(job: tuple[str, int], pictures: list[Tensor], test: Tensor, steps: int, lr: float) -> dict[str, float]:
+    """Train one candidate from one seed and measure it."""
+    torch.set_num_threads(1)
+    name, seed = job
+    model, rng = build(*CANDIDATES[name], seed), np.random.default_rng(100 + seed)
+    train(model.train(), lambda: random_crops(pictures, 32, CONFIG.image_size, rng), steps, lr)
+    return measure(model.eval(), test)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="photos")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    args = parser.parse_args()
+
+    pictures, test_pictures, data = load_pictures(args.data, shorter=128)
+    test = random_crops(test_pictures, 48, CONFIG.image_size, np.random.default_rng(0))
+    crops = random_crops(pictures, 2000, CONFIG.image_size, np.random.default_rng(1))
+    pca = PatchPCA(crops, CONFIG.patch, CONFIG.tintok_dim)
+    seconds = {name: inr_seconds(inr) for name, (inr, _) in CANDIDATES.items()}
+
+    jobs = [(name, seed) for name in CANDIDATES for seed in range(args.seeds)]
+    one = partial(run, pictures=pictures, test=test, steps=args.steps, lr=args.lr)
+    with ProcessPoolExecutor(args.jobs, mp_context=torch.multiprocessing.get_context("spawn")) as pool:
+        results = []
+        for job, result in zip(jobs, pool.map(one, jobs), strict=True):
+            results.append(result)
+            print(job, result, flush=True)
+
+    rows = []
+    for index, (name, (inr, norm_up)) in enumerate(CANDIDATES.items()):
+        runs = results[index * args.seeds : (index + 1) * args.seeds]
+        rows.append({
+            "candidate": name,
+            **{key: round(statistics.mean(run[key] for run in runs), 3) for key in runs[0]},
+            "psnr_by_seed": [round(run["psnr"], 3) for run in runs],
+            "parameters": sum(p.numel() for p in build(inr, norm_up, 0).parameters()),
+            "inr_time_against_released": round(seconds[name] / seconds["released"], 2),
+        })  # fmt: skip
+    figures = {"candidates": rows, "patch_pca_psnr": round(psnr(pca.reconstruct(test), test).mean().item(), 3)}
+    write_record("modulation", data, {"steps": args.steps, "seeds": args.seeds, "lr": args.lr, "batch": 32}, figures)
+
+
+if __name__ == "__main__":
+    main()

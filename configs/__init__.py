@@ -1,0 +1,1 @@
+"""Shipped experiment configurations; found by name from any folder."""

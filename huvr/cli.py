@@ -1,0 +1,102 @@
+"""The command line: ``huvr VERB …``.
+
+A verb of ``TRAINING`` runs the method of that name of Lightning's Trainer on whatever module and data
+a config names (:mod:`huvr.commands.training`). A verb of ``TOOLS`` is a plain function whose signature
+and docstring make its options. Nothing heavy is imported before the verb is known.
+
+A mistake of the user ends in one line on standard error and exit status 2; a mistake of ours keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+from huvr.errors import HuvrError
+
+TRAINING = {
+    "fit": "train what a config describes",
+    "validate": "measure a checkpoint on the validation data",
+    "test": "measure a checkpoint on the test data",
+    "predict": "run a checkpoint on the data to predict",
+}
+TOOLS = {
+    "reconstruct": ("huvr.commands.reconstruct", "photos through TinToks and back: pictures and PSNR"),
+    "encode": ("huvr.commands.encode", "the tokens of a folder of images, to a Parquet file"),
+    "convert": ("huvr.commands.convert", "released weights into our format, and back"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``huvr`` with ``argv`` (of the process by default); returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return run(arguments)
+    except KeyboardInterrupt:
+        print("huvr: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as done:  # --help of a verb
+        return int(done.code or 0)
+    except Exception as error:
+        line = user_error(error)
+        if line is None:
+            raise
+        print(f"huvr: error: {line}", file=sys.stderr)
+        return 2
+
+
+def run(arguments: list[str]) -> int:
+    verb, options = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if verb in ("-h", "--help"):
+        print(overview())
+    elif verb == "--version":
+        print(f"huvr {version('huvr')}")
+    elif verb in TRAINING:
+        import_module("huvr.commands.training").run(verb, options)
+    elif verb in TOOLS:
+        function = getattr(import_module(TOOLS[verb][0]), verb)
+        import_module("huvr.commands.arguments").call(function, options)
+    else:
+        verbs = [*TRAINING, *TOOLS]
+        near = difflib.get_close_matches(verb, verbs, n=1)
+        raise HuvrError(f"unknown verb {verb!r}: {f'did you mean {near[0]!r}?' if near else 'choose one of ' + ', '.join(verbs)}")
+    return 0
+
+
+def overview() -> str:
+    """The help of the command as a whole."""
+    rows = [*TRAINING.items(), *((verb, text) for verb, (_, text) in TOOLS.items())]
+    return "\n".join([
+        "usage: huvr VERB …",
+        "",
+        "One vision encoder for seeing and drawing (HUVR, arXiv 2601.14256).",
+        "",
+        *(f"  {verb:<12}{text}" for verb, text in rows),
+        "",
+        "  huvr VERB --help   the options of a verb",
+        "  huvr --version     the version",
+    ])  # fmt: skip
+
+
+def user_error(error: BaseException | None) -> str | None:
+    """The one line for a mistake of the user; None where the mistake is ours.
+
+    Libraries wrap the errors of what they call, so the explicit causes are looked at too.
+    """
+    while error is not None:
+        if isinstance(error, HuvrError):
+            return without_worker_traceback(str(error))
+        if isinstance(error, OSError) and error.filename is not None:
+            return f"{error.filename}: {error.strerror}"
+        error = error.__cause__
+    return None
+
+
+def without_worker_traceback(message: str) -> str:
+    """A data worker's error arrives inside a text with the worker's traceback; the error itself is its last line."""
+    if message.startswith(f"Caught {HuvrError.__name__} in DataLoader worker"):
+        message = message.strip().splitlines()[-1].removeprefix(f"{HuvrError.__module__}.{HuvrError.__name__}: ")
+    return " ".join(message.split())

@@ -1,0 +1,196 @@
+"""The data module: any image source as batches for training and for looking at held-out images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import IterableDataset
+from datasets.distributed import split_dataset_by_node
+from lightning.fabric.utilities.data import suggested_max_num_workers
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from huvr.data import photos
+from huvr.data.loader import Draws, Loader, TrainLoader, collate
+from huvr.data.samples import HeldOutSet, Rows, TrainSet
+from huvr.data.sources import HELD_OUT_SPLITS, Table, open_splits
+from huvr.data.stream import HeldOutStream, TrainStream, readable
+from huvr.errors import HuvrError
+
+
+class Images(LightningDataModule):
+    """Images from any source.
+
+    Batches are ``{"image": uint8 (B, 3, H, W), "label": int64 (B,) where the source has labels}``.
+    Order, crops and sizes of training follow from ``seed`` alone, not from the number of workers or ranks
+    (a stream's do), and training resumes exactly in the middle of an epoch.
+
+    Args:
+        root: ``photos`` (real photographs that scikit-image ships), a folder of images with or without split
+            and class subfolders, a Parquet or Arrow file or a folder of them, or a Hugging Face data set's id.
+        train_split: the split to train on; all of a source without splits is "train".
+        val_split: the held-out split; None finds it: validation, val, valid, dev or test.
+        held_out: share of the training split to hold out when there is no such split, the same whatever the
+            seed; 0 validates on nothing.
+        streaming: read Parquet, Arrow and hub sources row by row, without a converted copy on the disk.
+        size: side of the square images in pixels.
+        sizes: (H, W) in pixels to train on instead, one drawn per batch; those of about equal area make
+            batches of equal cost.
+        scale: least and greatest share of an image's area in a training crop.
+        batch_size: images per batch and device.
+        epoch_size: training samples per epoch over all devices; None takes each image once (of ``photos``,
+            2048 crops).
+        workers: processes that load, per device; None suits the machine, at most 16.
+        seed: of order, crops and sizes.
+
+    Raises:
+        HuvrError: on setup, when the source cannot be used as asked.
+    """
+
+    def __init__(
+        self,
+        root: str = "photos",
+        train_split: str = "train",
+        val_split: str | None = None,
+        held_out: float = 0.05,
+        streaming: bool = False,
+        size: int = 256,
+        sizes: list[tuple[int, int]] | None = None,
+        scale: tuple[float, float] = (0.2, 1.0),
+        batch_size: int = 64,
+        epoch_size: int | None = None,
+        workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= held_out < 1:
+            raise HuvrError(f"held_out {held_out}: expected a share from 0 to below 1")
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise HuvrError(f"scale {tuple(scale)}: expected two shares of an image's area, 0 < least <= greatest <= 1")
+        if min(side for pair in [(size, batch_size), *(sizes or [])] for side in pair) < 1 or sizes == []:
+            raise HuvrError(f"size {size}, sizes {sizes}, batch_size {batch_size}: expected whole numbers, 1 or more")
+        self.root, self.train_split, self.val_split, self.held_out, self.streaming = (
+            root,
+            train_split,
+            val_split,
+            held_out,
+            streaming,
+        )
+        self.size, self.scale = size, (scale[0], scale[1])
+        self.sizes = [(height, width) for height, width in sizes or [(size, size)]]
+        self.batch_size, self.epoch_size, self.seed = batch_size, epoch_size, seed
+        self.workers = min(16, suggested_max_num_workers(1)) if workers is None else workers
+        self.train_rows: Rows | IterableDataset | None = None
+        self.val_rows: Rows | IterableDataset | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the source, decide what is held out, and see that both sides can be read."""
+        if self.train_rows is not None:
+            return
+        splits = open_splits(self.root, self.streaming)
+        val_split = self.val_split or next(
+            (name for name in HELD_OUT_SPLITS if name in splits and name != self.train_split), None
+        )
+        for name in (self.train_split, val_split):
+            if name is not None and name not in splits:
+                raise HuvrError(f"data root {self.root!r}: no split {name!r}; it has {', '.join(splits)}")
+        if val_split == self.train_split:
+            raise HuvrError(f"train_split and val_split are both {val_split!r}: held-out images must not be trained on")
+        train = splits[self.train_split]
+        if val_split is not None:
+            self.val_rows = self._rows(splits[val_split], val_split)
+            self.train_rows = self._rows(train, self.train_split)
+        else:
+            self.train_rows, self.val_rows = self._hold_out(train)
+        for rows in (self.train_rows, self.val_rows):
+            self._see(rows)
+        if self.root == "photos":
+            rank_zero_info(f"photos: training on {', '.join(photos.TRAIN)}; held out: {', '.join(photos.HELD_OUT)}")
+
+    def _rows(self, table: Table, split: str) -> Rows | IterableDataset:
+        if isinstance(table, IterableDataset):
+            return table
+        return Rows(table, np.arange(len(table)), f"{self.root} ({split})")
+
+    def _hold_out(self, table: Table) -> tuple[Rows | IterableDataset, Rows | None]:
+        if self.held_out == 0:
+            return self._rows(table, self.train_split), None
+        if isinstance(table, IterableDataset):
+            raise HuvrError(
+                f"data root {self.root!r} has no held-out split, and a stream cannot be divided: set val_split or held_out 0"
+            )
+        # Not the seed of the run: a run that goes on with another seed must not train on what was held out.
+        order = np.random.default_rng(0).permutation(len(table))
+        share = max(1, round(self.held_out * len(table)))
+        source = f"{self.root} ({self.train_split})"
+        return Rows(table, np.sort(order[share:]), source), Rows(table, np.sort(order[:share]), source)
+
+    def _see(self, rows: Rows | IterableDataset | None) -> None:
+        if isinstance(rows, Rows) and len(rows):
+            rows.readable(0)
+        if isinstance(rows, IterableDataset) and next(readable(rows, self.root), None) is None:
+            raise HuvrError(f"{self.root}: no image is readable")
+
+    @property
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def train_dataloader(self) -> TrainLoader:
+        """One epoch of complete training batches."""
+        rank, world = self._rank
+        rows, epoch_size = self.train_rows, self._epoch_size()
+        length = epoch_size // (self.batch_size * world)
+        if length == 0:
+            raise HuvrError(
+                f"batch_size {self.batch_size} on {world} device(s) is more than the {epoch_size} training images of an epoch: "
+                f"at most {epoch_size // world} here, or set a larger epoch_size"
+            )
+        sampler: Draws | TrainStream
+        if isinstance(rows, Rows):
+            sampler = Draws(len(rows), epoch_size, self.sizes, self.batch_size, self.seed, rank, world)
+            batches = self._batches(TrainSet(rows, self.scale), self.workers, sampler=sampler, drop_last=True)
+        else:
+            rows = split_dataset_by_node(rows, rank, world)
+            sampler = TrainStream(rows, self.sizes, self.scale, self.batch_size, self.seed, rank, self.root)
+            # A persistent worker would never hear of the next epoch.
+            batches = self._batches(sampler, min(self.workers, rows.num_shards), persistent_workers=False)
+        return TrainLoader(batches, sampler, length, self._finished if self.trainer else None)
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """The held-out images once each, in order; several ranks repeat a few of them to be equally busy."""
+        rank, world = self._rank
+        rows = self.val_rows
+        if rows is None:
+            return []
+        if isinstance(rows, Rows):
+            dataset = HeldOutSet(rows, self.size)
+            order = DistributedSampler(dataset, world, rank, shuffle=False)
+            return Loader(self._batches(dataset, self.workers, sampler=order))
+        rows = split_dataset_by_node(rows, rank, world)
+        return Loader(self._batches(HeldOutStream(rows, self.size, self.root), min(self.workers, rows.num_shards)))
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+    def _batches(self, dataset: Dataset, workers: int, **options: Any) -> DataLoader:
+        options = {"persistent_workers": workers > 0} | options
+        return DataLoader(
+            dataset, self.batch_size, num_workers=workers, collate_fn=collate, pin_memory=torch.cuda.is_available(), **options
+        )
+
+    def _epoch_size(self) -> int:
+        if self.epoch_size is not None:
+            return self.epoch_size
+        if self.root == "photos":
+            return photos.CROPS_PER_EPOCH
+        if isinstance(self.train_rows, Rows):
+            return len(self.train_rows)
+        known = (self.train_rows.info.splits or {}).get(self.train_split)
+        if known is None:
+            raise HuvrError(f"data root {self.root!r}: the length of this stream is not known: set epoch_size")
+        return known.num_examples
+
+    def _finished(self) -> int:
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed

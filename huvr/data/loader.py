@@ -1,0 +1,138 @@
+"""Batches in an order that is known in advance, and the place in it that a checkpoint remembers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, default_collate
+
+from huvr.data.samples import Draw, Sample, Size, seed_of, size_of
+from huvr.data.stream import TrainStream
+
+Batch = dict[str, Tensor]
+
+
+class Draws(Sampler[Draw]):
+    """The training samples of one rank, a pure function of (seed, epoch, position).
+
+    An epoch goes round all images as often as ``epoch_size`` asks for, each time in a new order; position
+    p of it belongs to rank p mod world, so ranks are disjoint, the last incomplete round of ranks is left
+    out, and the images of a step do not depend on how many ranks share them.
+
+    Args:
+        images: how many there are.
+        epoch_size: samples of an epoch, all ranks together.
+        sizes: (H, W) to choose from, one a batch, the same on every rank.
+        batch_size: samples per batch on one rank.
+        seed: of order, crops and sizes.
+        rank, world: this process among all that train together.
+    """
+
+    def __init__(
+        self, images: int, epoch_size: int, sizes: Sequence[Size], batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.images, self.epoch_size, self.sizes, self.batch_size = images, epoch_size, sizes, batch_size
+        self.seed, self.rank, self.world = seed, rank, world
+        self.epoch = self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.epoch_size // self.world
+
+    def __iter__(self) -> Iterator[Draw]:
+        generator = torch.Generator().manual_seed(seed_of("order", self.seed, self.epoch))
+        rounds = -(-self.epoch_size // self.images)
+        order = torch.cat([torch.randperm(self.images, generator=generator) for _ in range(rounds)])
+        for place in range(self.start * self.batch_size, len(self)):
+            position = place * self.world + self.rank
+            size = size_of(self.sizes, self.seed, self.epoch, place // self.batch_size)
+            yield Draw(int(order[position]), seed_of("crop", self.seed, self.epoch, position), size)
+
+
+def collate(samples: list[Sample]) -> tuple[Batch, list[str]]:
+    """A batch, and what is wrong with the images skipped on the way."""
+    skipped = [reason for sample in samples for reason in sample.pop("skipped")]
+    return default_collate(samples), skipped
+
+
+class Loader:
+    """Batches ``{"image": uint8 (B, 3, H, W), "label": int64 (B,) where labelled}``.
+
+    Corrupt images are warned of here, in the process that trains, so that each is named once and all
+    workers' are counted together.
+    """
+
+    def __init__(self, batches: DataLoader) -> None:
+        self.batches = batches
+        self._skipped: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._told(iter(self.batches))
+
+    def _told(self, batches: Iterator[tuple[Batch, list[str]]]) -> Iterator[Batch]:
+        for batch, skipped in batches:
+            for reason in skipped:
+                if reason not in self._skipped:
+                    self._skipped.add(reason)
+                    warnings.warn(f"image skipped, {len(self._skipped)} so far: {reason}", stacklevel=2)
+            yield batch
+
+
+class TrainLoader(Loader):
+    """Training batches that Lightning can resume in the middle of an epoch.
+
+    Lightning finds ``sampler.set_epoch`` and calls it before each epoch, but after ``iter``; it saves
+    ``state_dict`` with the checkpoint. It leaves the ranks alone, as this is no ``DataLoader``: they
+    are dealt with by ``sampler``.
+
+    Args:
+        batches: where they come from.
+        sampler: what decides on them, the sampler or the stream of ``batches``.
+        length: batches in an epoch.
+        finished: how many batches of this epoch the trainer has finished, which a checkpoint written in
+            the middle of a step needs to know; by default those handed out, not those prefetched.
+    """
+
+    def __init__(
+        self, batches: DataLoader, sampler: Draws | TrainStream, length: int, finished: Callable[[], int] | None = None
+    ) -> None:
+        super().__init__(batches)
+        self.sampler = sampler
+        self.length = length
+        self.finished = finished or (lambda: self.handed)
+        self.epoch = self.handed = 0
+        self._resume: dict[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches are done with."""
+        return self._resume or {"epoch": self.epoch, "batches": self.finished()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next iteration gives the rest of that epoch, if it is of that epoch."""
+        self._resume = dict(state)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator: nothing happens before the first batch is asked for, when the epoch is known.
+        resume, self._resume = self._resume, None
+        self.epoch, self.handed = self.sampler.epoch, 0
+        if resume and resume["epoch"] == self.epoch:
+            self.handed = min(resume["batches"], self.length)
+        self.sampler.start = self.handed
+        # A stream can only begin where it is the first worker's turn.
+        surplus = self.handed % max(1, self.batches.num_workers) if isinstance(self.sampler, TrainStream) else 0
+        for batch in self._told(islice(self.batches, surplus, surplus + self.length - self.handed)):
+            self.handed += 1
+            yield batch

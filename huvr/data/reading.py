@@ -1,0 +1,67 @@
+"""Files to pictures: whatever Pillow can open becomes upright RGB."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from huvr.errors import HuvrError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """All images below ``folder``, sorted; links are followed, hidden files are not images.
+
+    Raises:
+        HuvrError: there is no such folder, or no image in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise HuvrError(f"{folder}: no such folder")
+    found = sorted(
+        Path(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+    )
+    if not found:
+        raise HuvrError(f"{folder}: no images in this folder (looked for {', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
+    """A path or the bytes of a file to an upright RGB picture.
+
+    The EXIF rotation is applied, 16-bit grey is scaled to 8 bits, transparency is laid over white, and
+    of an animation the first frame is taken.
+
+    Args:
+        source: a path, or the content of an image file.
+        name: what an error calls it; the path by default.
+
+    Raises:
+        HuvrError: naming the file, if it is missing or not a readable image.
+    """
+    name = name or ("image" if isinstance(source, bytes) else str(source))
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise HuvrError(f"{name}: no such file")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return _rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # Pillow's readers raise anything, from SyntaxError to struct.error
+        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise HuvrError(f"{name}: not a readable image ({reason})") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

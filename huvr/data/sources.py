@@ -1,0 +1,142 @@
+"""Any image source to Hugging Face data sets with the columns ``image`` (undecoded) and, where there is one, ``label``."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from huvr.data import photos
+from huvr.data.reading import list_images
+from huvr.errors import HuvrError
+
+Table = Dataset | IterableDataset
+
+ALLOWED = "'photos', a folder of images, a Parquet or Arrow file or a folder of them, or the id of a Hugging Face data set"
+HELD_OUT_SPLITS = ("validation", "val", "valid", "dev", "test")
+SPLITS = ("train", *HELD_OUT_SPLITS)
+
+
+def open_splits(root: str, streaming: bool = False) -> dict[str, Table]:
+    """All splits that ``root`` has, by name; a source that names none is all "train".
+
+    Args:
+        root: one of ``ALLOWED``.
+        streaming: open Parquet, Arrow and hub sources row by row, without a converted copy in the cache.
+
+    Raises:
+        HuvrError: nothing is there, or no images are in it.
+    """
+    path = Path(root).expanduser()
+    if root == "photos":
+        return _stream({split: _listing(files) for split, files in photos.paths().items()}, streaming)
+    if path.is_dir() and not (packs := _packs(path)):
+        return _stream(_folder(path), streaming)
+    if path.is_dir():
+        tables = _load(root, streaming, packs[0].suffix, packs)
+    elif path.suffix in (".parquet", ".arrow"):
+        tables = _load(root, streaming, path.suffix, [path])
+    elif path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", root):
+        raise HuvrError(
+            f"data root {root!r}: {'not a data set' if path.exists() else 'no such file or folder'}; allowed: {ALLOWED}"
+        )
+    else:
+        tables = _hub(root, streaming)
+    return {split: _columns(root, table) for split, table in tables.items()}
+
+
+def _folder(root: Path) -> dict[str, Dataset]:
+    """Split subfolders, or the folder itself as one split; class subfolders in them, or none."""
+    splits = [name for name in SPLITS if (root / name).is_dir()]
+    files = {name: list_images(root / name) for name in splits} or {"train": list_images(root)}
+    classes = {
+        split: [path.relative_to(root / split if splits else root).parts[0] for path in paths] for split, paths in files.items()
+    }
+    labelled = {split: all(path.name != name for path, name in zip(files[split], classes[split], strict=True)) for split in files}
+    names = sorted({name for split, found in classes.items() if labelled[split] for name in found})
+    number = {name: index for index, name in enumerate(names)}
+    return {
+        split: _listing(paths, [number[name] for name in classes[split]], names) if labelled[split] else _listing(paths)
+        for split, paths in files.items()
+    }
+
+
+def _listing(paths: list[Path], labels: list[int] | None = None, names: list[str] | None = None) -> Dataset:
+    columns, features = {"image": [str(path) for path in paths]}, {"image": Image(decode=False)}
+    if labels is None:
+        return Dataset.from_dict(columns, Features(features))
+    return Dataset.from_dict(columns | {"label": labels}, Features(features | {"label": ClassLabel(names=names)}))
+
+
+def _stream(tables: dict[str, Dataset], streaming: bool) -> dict[str, Table]:
+    if not streaming:
+        return dict(tables)
+    return {split: table.to_iterable_dataset(num_shards=min(len(table), 64)) for split, table in tables.items()}
+
+
+def _packs(folder: Path) -> list[Path]:
+    """Parquet files at most one folder deep, else Arrow files."""
+    for suffix in (".parquet", ".arrow"):
+        if found := sorted([*folder.glob(f"*{suffix}"), *folder.glob(f"*/*{suffix}")]):
+            return found
+    return []
+
+
+def _load(root: str, streaming: bool, suffix: str, files: list[Path]) -> dict[str, Table]:
+    splits = defaultdict(list)
+    for file in files:
+        if not file.is_file():
+            raise HuvrError(f"data root {root!r}: no such file; allowed: {ALLOWED}")
+        parts = (file.parent.name, file.name) if Path(root).expanduser() not in (file, file.parent) else (file.name,)
+        named = (re.match(rf"({'|'.join(SPLITS)})(?![a-z])", part) for part in parts)
+        splits[next((match[1] for match in named if match), "train")].append(str(file))
+    try:
+        return dict(load_dataset(suffix[1:], data_files=dict(splits), streaming=streaming))
+    except Exception as error:  # a broken file surfaces as any of pyarrow's and datasets' errors
+        raise HuvrError(f"data root {root!r}: not readable as {suffix[1:].capitalize()} ({_reason(error)})") from error
+
+
+def _hub(root: str, streaming: bool) -> dict[str, Table]:
+    try:
+        try:  # one quick question first: load_dataset asks an unreachable hub for half a minute
+            HfApi().dataset_info(root, timeout=10)
+        except OfflineModeIsEnabled:
+            pass  # HF_HUB_OFFLINE=1: what is in the cache can still be loaded
+        return dict(load_dataset(root, streaming=streaming))
+    except Exception as error:
+        raise HuvrError(
+            f"data root {root!r}: no such file or folder, and not to be had from the Hugging Face hub ({_reason(error)}); "
+            f"allowed: {ALLOWED}"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+
+
+def _columns(root: str, table: Table) -> Table:
+    """Keep the image, undecoded so that a corrupt one can be named and skipped, and an integer label."""
+    features = table.features or {}
+    typed = (name for name, kind in features.items() if isinstance(kind, Image))
+    image = "image" if _holds_images(features.get("image")) else next(typed, None)
+    if image is None:
+        raise HuvrError(
+            f"data root {root!r}: no image column among {', '.join(features)}; expected one called image or of type Image"
+        )
+    label = features.get("label")
+    labelled = isinstance(label, ClassLabel) or (isinstance(label, Value) and "int" in label.dtype)
+    table = table.select_columns([image, "label"] if labelled else [image])
+    table = table if image == "image" else table.rename_column(image, "image")
+    return table.cast_column("image", Image(decode=False))
+
+
+def _holds_images(kind: object) -> bool:
+    """Whether a column can be read as images: typed so, or the bare bytes or path that such a column is made of."""
+    if isinstance(kind, Value):
+        return kind.dtype in ("binary", "large_binary", "string")
+    return isinstance(kind, Image) or (isinstance(kind, dict) and "bytes" in kind)

@@ -1,0 +1,30 @@
+"""The two ways to look at a photograph: a random crop in training, its middle otherwise."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from torchvision.transforms import InterpolationMode, v2
+
+
+@cache
+def random_crop(size: tuple[int, int], scale: tuple[float, float]) -> v2.Compose:
+    """Random resized crop and flip, PIL to uint8 ``(3, H, W)`` (the released recipe; bicubic, antialiased).
+
+    The crop's aspect ratio varies by 3:4 to 4:3 around that of ``size``, so that no shape of ``size``
+    distorts what is in the picture.
+
+    Args:
+        size: (H, W) in pixels.
+        scale: the least and the greatest share of the photograph's area that a crop covers.
+    """
+    aspect = size[1] / size[0]
+    crop = v2.RandomResizedCrop(size, scale, (3 / 4 * aspect, 4 / 3 * aspect), InterpolationMode.BICUBIC, antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+
+@cache
+def centre_crop(size: int) -> v2.Compose:
+    """Shorter side to ``size`` (bicubic, antialiased), then the middle square: PIL to uint8 ``(3, size, size)``."""
+    resize = v2.Resize(size, InterpolationMode.BICUBIC, antialias=True)
+    return v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])

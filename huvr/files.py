@@ -1,0 +1,105 @@
+"""Reading files without trusting them, writing files without leaving half of one behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huvr.errors import HuvrError
+
+
+@contextmanager
+def whole(target: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``target`` to write a file or directory at; it becomes ``target`` once the block ends well.
+
+    Missing parent folders are made. After an error inside the block nothing remains.
+
+    Raises:
+        HuvrError: where ``target`` cannot be written.
+    """
+    target = Path(target).absolute()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        raise HuvrError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise HuvrError(f"{path}: not a readable JSON file ({_line(error)})") from None
+    if not isinstance(content, dict):
+        raise HuvrError(f"{path}: expected a JSON object, found a {type(content).__name__}")
+    return content
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """Tensors of a safetensors file, by name, on the CPU."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise HuvrError(f"{path}: not a readable safetensors file ({_line(error)})") from None
+
+
+def write_safetensors(tensors: dict[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Tensors by name, and a few notes, to a safetensors file.
+
+    Raises:
+        OSError: where it cannot be written, as for any other file (the library has an error of its own).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(_line(error)) from None
+
+
+def write_torch(content: dict[str, Any], path: Path) -> None:
+    """``torch.save`` of tensors and plain values.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    import torch
+
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:
+        raise OSError(_line(error)) from None
+
+
+def read_torch(path: Path) -> dict[str, Any]:
+    """A dictionary written by ``torch.save``: tensors and plain values only; code in it is never run."""
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive can fail in any way
+        raise HuvrError(f"{path}: not a checkpoint of tensors and plain values alone ({_line(error)})") from None
+    if not isinstance(content, dict):
+        raise HuvrError(f"{path}: expected a dictionary, found a {type(content).__name__}")
+    return content
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

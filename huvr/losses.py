@@ -1,0 +1,94 @@
+"""The losses of pretraining (HUVR, section on training), all computed in fp32.
+
+Images are ``(B, 3, H, W)`` in [0, 1]; what the network paints may leave that range.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import lpips
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from huvr.errors import HuvrError
+from huvr.frozen import read_tensors
+from huvr.metrics import ssim
+
+
+def pixel_loss(painted: Tensor, images: Tensor) -> Tensor:
+    """Mean squared error in the [-1, 1] space of the paper, four times that of [0, 1] images."""
+    return 4 * F.mse_loss(painted.float(), images.float())
+
+
+def ssim_loss(painted: Tensor, images: Tensor) -> Tensor:
+    """1 - SSIM, see :func:`huvr.metrics.ssim`."""
+    return 1 - ssim(painted, images).mean()
+
+
+def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error over all numbers of all tokens, features as they are (HUVR, section on distillation)."""
+    return F.mse_loss(student.float(), teacher.float())
+
+
+def koleo_loss(features: Tensor) -> Tensor:
+    """Spread ``(B, D)`` features over the sphere: minus the mean log distance to the nearest neighbour in the batch.
+
+    The batch is that of one GPU, as in the released code. A single image has no neighbour and costs nothing.
+    Source: Kozachenko-Leonenko entropy estimator, Sablayrolles et al. (arXiv 1806.03198), as in DINOv2.
+    """
+    if len(features) < 2:
+        return features.float().sum() * 0
+    with torch.autocast(features.device.type, enabled=False):
+        unit = F.normalize(features.float(), eps=1e-8)
+        nearest = (unit @ unit.T).fill_diagonal_(-1).argmax(dim=1)
+        return -(F.pairwise_distance(unit, unit[nearest], eps=1e-8) + 1e-8).log().mean()
+
+
+class LPIPSLoss:
+    """Learned perceptual distance (Zhang et al., arXiv 1801.03924); the paper uses the VGG one.
+
+    It is no ``nn.Module`` on purpose: the frozen network belongs to no optimiser and no checkpoint.
+
+    Args:
+        net: the trunk, whose weights torchvision downloads unless ``trunk`` is given.
+        trunk: a ``.safetensors`` or ``.pth`` file with torchvision's weights of that trunk.
+        device: where it runs.
+
+    Raises:
+        HuvrError: when the weights cannot be fetched, or the file holds something else.
+    """
+
+    def __init__(
+        self, net: Literal["vgg", "alex", "squeeze"] = "vgg", trunk: str | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        try:
+            with warnings.catch_warnings():  # lpips calls torchvision in an outdated way
+                warnings.filterwarnings("ignore", module="torchvision")
+                self.network = lpips.LPIPS(net=net, pnet_rand=trunk is not None, verbose=False)
+        except OSError as error:
+            raise HuvrError(
+                f"the {net} weights of LPIPS could not be downloaded ({error}): give a local file as lpips_trunk"
+            ) from None
+        if trunk is not None:
+            self._load_trunk(net, trunk)
+        self.network.to(device).requires_grad_(False)
+
+    def _load_trunk(self, net: str, file: str) -> None:
+        weights = {name.removeprefix("features."): tensor for name, tensor in read_tensors(file, "lpips_trunk").items()}
+        # lpips cuts torchvision's trunk into slices: "slice2.3.weight" is "features.3.weight"
+        places = {name: name.split(".", 1)[1] for name in self.network.net.state_dict()}
+        missing = sorted(set(places.values()) - set(weights))
+        if missing:
+            raise HuvrError(f"lpips_trunk {file}: not the {net} trunk of torchvision, it has no {missing[0]}")
+        try:
+            self.network.net.load_state_dict({name: weights[place] for name, place in places.items()})
+        except RuntimeError:
+            raise HuvrError(f"lpips_trunk {file}: not the {net} trunk of torchvision, its tensors have other shapes") from None
+
+    def __call__(self, painted: Tensor, images: Tensor) -> Tensor:
+        """Mean distance of the batch."""
+        with torch.autocast(painted.device.type, enabled=False):
+            return self.network(painted.float(), images.float(), normalize=True).mean()

@@ -1,0 +1,119 @@
+"""Vision transformers from timm, as producers of :class:`~huvr.model.tokens.Tokens`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm.models.eva import Eva
+from torch import Tensor, nn
+
+from huvr.errors import HuvrError
+from huvr.model.tokens import Tokens
+
+
+def released_vit(image_size: int, patch: int, width: int, depth: int, heads: int, registers: int, positions: str) -> Eva:
+    """The encoder of the released HUVR, configured from timm's EVA-02 (HUVR, appendix on architecture).
+
+    ``positions`` only matters away from ``image_size``: "scaled" squeezes any grid into the 16×16
+    positions of the released 256-pixel models, "index" gives each patch its row and column number.
+    """
+    model = Eva(
+        img_size=image_size,
+        patch_size=patch,
+        num_classes=0,
+        global_pool="",
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        mlp_ratio=8 / 3,
+        qkv_bias=True,
+        swiglu_mlp=True,
+        scale_mlp=True,
+        attn_type="rope",
+        num_reg_tokens=registers,
+        use_abs_pos_emb=False,
+        use_rot_pos_emb=True,
+        ref_feat_shape=(16, 16) if positions == "scaled" else None,
+        dynamic_img_size=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-5),
+    )
+    initialise_as_released(model)
+    return model
+
+
+def initialise_as_released(model: Any) -> None:
+    """Initial weights of the released code where they differ from timm's (Xavier patch embedding, outputs scaled by depth)."""
+    kernel = model.patch_embed.proj.weight
+    nn.init.xavier_uniform_(kernel.view(kernel.shape[0], -1))
+    for number, block in enumerate(model.blocks, start=1):
+        for linear in (block.attn.proj, block.mlp.fc2):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            linear.weight.data.div_(math.sqrt(2 * number))
+
+
+def tokens_of(model: Any, normalised: Tensor) -> Tokens:
+    """Final tokens of any timm model: ``(B, 3, H, W)``, already normalised, in; Tokens out.
+
+    Where a network has no cls token, the mean of its patches stands for it. Registers are dropped.
+    """
+    features = model.forward_features(normalised)
+    if features.ndim == 4:  # convolutional, (B, C, h, w); a few timm families are channels-last
+        if getattr(model, "output_fmt", "NCHW") == "NHWC":
+            features = features.permute(0, 3, 1, 2)
+        patches, grid = features.flatten(2).transpose(1, 2), (features.shape[2], features.shape[3])
+        return Tokens(patches.mean(1), patches, grid)
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    patches = features[:, prefix:]
+    down, across = model.patch_embed.patch_size
+    grid = (normalised.shape[-2] // down, normalised.shape[-1] // across)
+    has_cls = getattr(model, "cls_token", None) is not None
+    return Tokens(features[:, 0] if has_cls else patches.mean(1), patches, grid)
+
+
+class Encoder(nn.Module):
+    """A ViT with the normalisation of its images: ``(B, 3, H, W)`` in [0, 1] to standard tokens.
+
+    H and W must be multiples of the patch size (``HUVR.encode`` pads to that).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, vit: nn.Module, mean: Sequence[float] = (0.5,) * 3, std: Sequence[float] = (0.5,) * 3) -> None:
+        super().__init__()
+        self.vit: Any = vit
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    @classmethod
+    def from_timm(cls, name: str, image_size: int) -> Encoder:
+        """Any timm ViT by name, with its own normalisation, ready for any image size.
+
+        Raises:
+            HuvrError: for a name timm does not know or a network that is no ViT.
+        """
+        try:
+            vit: Any = timm.create_model(name, num_classes=0, img_size=image_size, dynamic_img_size=True)
+        except (RuntimeError, TypeError) as error:
+            raise HuvrError(f"encoder {name!r} is not a timm ViT that takes any image size ({error})") from None
+        config = vit.pretrained_cfg
+        return cls(vit, config["mean"], config["std"])
+
+    @property
+    def dim(self) -> int:
+        return self.vit.num_features
+
+    @property
+    def patch(self) -> int:
+        down, across = self.vit.patch_embed.patch_size
+        if down != across:
+            raise HuvrError(f"patches of {down}x{across} pixels are not square")
+        return down
+
+    def forward(self, images: Tensor) -> Tokens:
+        return tokens_of(self.vit, (images - self.mean) / self.std)

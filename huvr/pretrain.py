@@ -1,0 +1,226 @@
+"""Pretraining of HUVR: reconstruction, distillation and a spread of the global tokens (HUVR, section on training)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_dtype
+
+from huvr.errors import HuvrError
+from huvr.losses import LPIPSLoss, distillation_loss, koleo_loss, pixel_loss, ssim_loss
+from huvr.metrics import psnr, ssim
+from huvr.model import HUVR, HUVRConfig, Tokens
+from huvr.optim import warmup_cosine
+from huvr.phase import draw_phase, moved
+from huvr.teacher import Teacher, TeacherConfig
+
+Batch = dict[str, Tensor]
+PLACES = ("encoder_cls", "encoder_patches", "decoder_cls", "decoder_patches")
+PICTURED = 8  # images in the grid of pictures
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What each loss counts; the defaults are the released recipe. A loss of weight 0 is not computed.
+
+    The four places of distillation apply to every teacher.
+    """
+
+    pixel: float = 1.0
+    ssim: float = 0.0
+    lpips: float = 0.0
+    encoder_cls: float = 4.0
+    encoder_patches: float = 4.0
+    decoder_cls: float = 1.0
+    decoder_patches: float = 1.0
+    koleo: float = 0.1
+
+
+def numbered(place: str, teacher: int) -> str:
+    """Name of a place of distillation for the teacher of that number."""
+    return f"{place}_{teacher}" if teacher else place
+
+
+def images_of(batch: Batch) -> Tensor:
+    """The images of a batch in [0, 1], converted where they are: bytes travel to the GPU."""
+    return to_dtype(batch["image"], torch.float32, scale=True)
+
+
+class Pretraining(LightningModule):
+    """Trains ``net`` to paint its input and to predict the tokens of frozen teachers.
+
+    Batches are ``{"image": (B, 3, H, W)}``, uint8 or float in [0, 1]. In training a side that is no multiple
+    of the patch is cropped. The teachers stay outside of the module: no checkpoint holds them, and only
+    ``fit`` needs their weights.
+
+    Args:
+        net: shape of the network; its ``distill_dims`` follow from ``teachers``.
+        teachers: networks to distil, none for pure reconstruction.
+        weights: of the losses.
+        decoder_tap: layer of the token decoder, from 1, whose output the decoder places distil.
+        lr: learning rate per 256 images of a step, over all devices and accumulated batches.
+        min_lr: learning rate at the end.
+        warmup: share of the steps in which the learning rate rises from 0 (released: 5 of 50 epochs).
+        weight_decay: of AdamW, on every parameter.
+        betas: of AdamW.
+        phase_jitter: each step paints at a random sub-pixel offset of at most this many pixels along each axis, at most 0.5.
+        seed: of that offset; together with the number of the step it fixes it, so that a resumed run draws the same.
+        lpips_net: trunk of LPIPS.
+        lpips_trunk: local file with its weights, see ``LPIPSLoss``.
+        pictures_every: steps between two grids of pictures in TensorBoard, 0 for none.
+
+    Raises:
+        HuvrError: for a tap outside of the decoder, a jitter outside of [0, 0.5], an unknown teacher; and when
+            training begins, for weights that cannot be had and for training without an end.
+    """
+
+    def __init__(
+        self,
+        net: HUVRConfig = HUVRConfig(),  # noqa: B008 (frozen)
+        teachers: Sequence[TeacherConfig] = (),
+        weights: LossWeights = LossWeights(),
+        decoder_tap: int = 1,
+        lr: float = 5e-4,
+        min_lr: float = 1e-7,
+        warmup: float = 0.1,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+        phase_jitter: float = 0.0,
+        seed: int = 0,
+        lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg",
+        lpips_trunk: str | None = None,
+        pictures_every: int = 1000,
+    ) -> None:
+        super().__init__()
+        if not 1 <= decoder_tap <= net.decoder_depth:
+            raise HuvrError(f"decoder_tap {decoder_tap}: the decoder has layers 1 to {net.decoder_depth}")
+        if not 0 <= phase_jitter <= 0.5:
+            raise HuvrError(f"phase_jitter {phase_jitter}: expected 0 to 0.5 pixels")
+        self.teachers, self.decoder_tap = tuple(teachers), decoder_tap
+        self.lr, self.min_lr, self.warmup, self.weight_decay, self.betas = lr, min_lr, warmup, weight_decay, betas
+        self.phase_jitter, self.seed, self.pictures_every = phase_jitter, seed, pictures_every
+        self.lpips_net, self.lpips_trunk = lpips_net, lpips_trunk
+        self.places = [place for place in PLACES if getattr(weights, place)]
+        self.weights: dict[str, float] = asdict(weights)
+        dims: dict[str, int] = {}
+        for number, teacher in enumerate(self.teachers):
+            dims |= {numbered(place, number): teacher.dim for place in self.places}
+            self.weights |= {numbered(place, number): self.weights[place] for place in self.places}
+        self.net = HUVR(replace(net, distill_dims=dims))
+        self._pictured: Tensor | None = None
+
+    def on_fit_start(self) -> None:
+        # Not earlier: the EMA callback copies the module before, and validate and predict go without teachers.
+        self._teachers = [Teacher(config, self.device) for config in self.teachers]
+        self._lpips = LPIPSLoss(self.lpips_net, self.lpips_trunk, self.device) if self.weights["lpips"] else None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images = images_of(batch)
+        height, width = (side // self.net.patch * self.net.patch for side in images.shape[-2:])
+        if not height or not width:
+            raise HuvrError(
+                f"images of {images.shape[-2]}x{images.shape[-1]} pixels are smaller than a patch of {self.net.patch}"
+            )
+        images = images[..., :height, :width]
+        if self._pictured is None:
+            self._pictured = images[:PICTURED]
+
+        encoded = self.net.encode(images)
+        decoded, tapped = self.net.decoder(self.net.bottleneck.expand(self.net.compress(encoded)), taps=(self.decoder_tap,))
+        phase = draw_phase(self.phase_jitter, self.seed, self.global_step)
+        painted, target = self.net.paint(decoded, phase), moved(images, phase)
+
+        losses = self.painting_losses(painted, target) | self.distillation_losses(images, encoded, tapped[self.decoder_tap])
+        if self.weights["koleo"]:
+            losses["koleo"] = koleo_loss(encoded.cls)
+        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+        self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()})
+        self.log("train/loss", total.detach())
+        self.log("train/psnr", psnr(painted.detach(), target).mean(), prog_bar=True)
+        return total
+
+    def painting_losses(self, painted: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The losses between two batches of pictures, by name."""
+        losses = {"pixel": pixel_loss(painted, target)}
+        if self.weights["ssim"]:
+            losses["ssim"] = ssim_loss(painted, target)
+        if self._lpips:
+            losses["lpips"] = self._lpips(painted, target)
+        return losses
+
+    def distillation_losses(self, images: Tensor, encoded: Tokens, decoded: Tokens) -> dict[str, Tensor]:
+        """The losses against every teacher at every place, by name."""
+        losses = {}
+        for number, teacher in enumerate(self._teachers):
+            targets = teacher(images, encoded.grid)
+            for place in self.places:
+                side, kind = place.split("_")
+                name, student = numbered(place, number), encoded if side == "encoder" else decoded
+                losses[name] = distillation_loss(self.net.distill[name](getattr(student, kind)), getattr(targets, kind))
+        return losses
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images = images_of(batch)
+        if batch_idx == 0:
+            self._pictured = images[:PICTURED]
+        self.measure(images, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.measure(images_of(batch), "test")
+
+    def measure(self, images: Tensor, stage: str) -> None:
+        """Log the means of PSNR and SSIM over all images of the set."""
+        painted = self.net.reconstruct(images)
+        values = {f"{stage}/psnr": psnr(painted, images).mean(), f"{stage}/ssim": ssim(painted, images).mean()}
+        self.log_dict(values, batch_size=len(images), sync_dist=True, prog_bar=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Reconstructions, unclamped."""
+        return self.net.reconstruct(images_of(batch))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise HuvrError("training without an end has no schedule: give the trainer max_epochs or max_steps")
+        peak = self.lr * self.effective_batch() / 256
+        optimizer = torch.optim.AdamW(self.parameters(), lr=peak, betas=self.betas, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, int(steps), self.warmup * steps, self.min_lr / peak)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def effective_batch(self) -> int:
+        """Images per optimiser step, over all devices and accumulated batches."""
+        self.trainer.fit_loop.setup_data()  # Lightning has not always done so by now
+        source: Any = self.trainer.datamodule or self.trainer.train_dataloader  # type: ignore[attr-defined]
+        return source.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the learning rate and, before clipping, the gradient norms of the two branches that modulate the INR."""
+        branches = {"patch": self.net.inr.to_patch, "global": self.net.inr.to_global}
+        for name, branch in branches.items():
+            gradients = [p.grad for p in branch.parameters() if p.grad is not None]
+            self.log(f"grad_norm/{name}", torch.nn.utils.get_total_norm(gradients))
+        self.log("lr", optimizer.param_groups[0]["lr"])
+        if self.pictures_every and self.global_step % self.pictures_every == 0 and isinstance(self.logger, TensorBoardLogger):
+            self.log_pictures(self.logger)
+
+    @torch.no_grad()
+    def log_pictures(self, logger: TensorBoardLogger) -> None:
+        """A grid of pictures of the first validation images, or of the first training images where there is no validation."""
+        from huvr.viz import panel
+
+        if self.trainer.is_global_zero and self._pictured is not None:
+            panels = panel(self._pictured, self.net.reconstruct(self._pictured), self.net.encode(self._pictured))
+            logger.experiment.add_image("pictures", panels, self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["huvr_config"] = asdict(self.net.config)

@@ -1,0 +1,186 @@
+"""Saving and loading networks: our own format, training checkpoints, and the released ones in all their layouts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from huvr.errors import HuvrError
+from huvr.files import read_json, read_safetensors, read_torch, whole, write_safetensors
+from huvr.model import HUVR, HUVRConfig
+from huvr.released import check_tensors, from_released, save_released, to_released
+from huvr.released_config import infer
+
+__all__ = ["convert", "load", "save", "save_released", "to_released"]
+
+_FORMAT, _VERSION = "huvr", 1
+_KINDS = (
+    "a directory with config.json and model.safetensors, a run directory with checkpoints/*.ckpt, "
+    "a .ckpt, .safetensors or .pth file, or a Hugging Face repository 'owner/name'"
+)
+_log = logging.getLogger(__name__)
+
+
+def save(model: HUVR, directory: str | Path) -> None:
+    """Write ``config.json`` and ``model.safetensors``, making the directory where needed.
+
+    Raises:
+        HuvrError: where that is not possible.
+    """
+    directory = Path(directory)
+    config = {"format": _FORMAT, "version": _VERSION, **asdict(model.config)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with whole(directory / "model.safetensors") as weights, whole(directory / "config.json") as description:
+        write_safetensors(tensors, weights)
+        description.write_text(json.dumps(config, indent=2))
+
+
+def load(source: str | Path, device: str = "cpu") -> HUVR:
+    """A trained network, in eval mode.
+
+    Args:
+        source: what :func:`save` wrote; a run directory (its last checkpoint) or a Lightning checkpoint of a
+            pretraining; a released checkpoint as a hub id ("owner/name"), directory, ``.safetensors`` or the
+            released trainer's ``.pth``. Nothing in these files is ever executed.
+        device: where to put it.
+
+    Raises:
+        HuvrError: for a source that is none of these, damaged, or of a network that is not supported.
+    """
+    model = _open(_locate(source))
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise HuvrError(f"device {device!r} cannot be used ({str(error).splitlines()[0]})") from None
+
+
+def convert(source: str | Path, out: str | Path, to: Literal["huvr", "released"] = "huvr") -> None:
+    """Load ``source`` and write it to ``out``, a new or empty directory, in our format or the released one.
+
+    With ``to="released"``, an ``out`` that ends in ``.pth`` is written in the released trainer's layout.
+
+    Raises:
+        HuvrError: as :func:`load` does, where ``out`` holds something, and for a network without a released form.
+    """
+    out = Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise HuvrError(f"{out} exists already: choose a new or empty directory")
+    model = load(source)
+    if to == "released":
+        save_released(model, out)
+        return
+    with whole(out) as temporary:
+        save(model, temporary)
+
+
+def _locate(source: str | Path) -> Path:
+    """The file that holds the weights, fetched from the hub where ``source`` names a repository."""
+    path = Path(source)
+    if not path.exists():
+        return _fetch(str(source))
+    if path.is_file():
+        return path
+    if (path / "model.safetensors").exists():
+        return path / "model.safetensors"
+    # Lightning numbers further "last" checkpoints of the same folder: last.ckpt, last-v1.ckpt …
+    checkpoints = sorted(path.glob("checkpoints/*.ckpt"), key=lambda file: (file.stem.startswith("last"), file.stat().st_mtime))
+    if not checkpoints:
+        raise HuvrError(f"{source}: no weights found here; expected {_KINDS}")
+    return checkpoints[-1]
+
+
+def _fetch(name: str) -> Path:
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or Path(name).suffix in _READERS:
+        raise HuvrError(f"{name}: no such file or directory; expected {_KINDS}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
+    except Exception as error:  # whatever the network, the hub or its cache may come up with
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise HuvrError(
+            f"{name}: no such file or directory, and not to be had from the Hugging Face hub ({reason}); "
+            "a local directory with its config.json and model.safetensors works too"
+        ) from None
+    if not (folder / "model.safetensors").exists():
+        raise HuvrError(f"{name}: this Hugging Face repository has no model.safetensors")
+    return folder / "model.safetensors"
+
+
+def _open(path: Path) -> HUVR:
+    if path.suffix not in _READERS:
+        raise HuvrError(f"{path}: not a file of weights; expected {_KINDS}")
+    return _READERS[path.suffix](path)
+
+
+def _open_safetensors(path: Path) -> HUVR:
+    beside = path.with_name("config.json")
+    entries = read_json(beside) if beside.exists() else {}
+    tensors = read_safetensors(path)
+    if entries.pop("format", None) != _FORMAT:
+        if "bottleneck.up.1.weight" in tensors:
+            raise HuvrError(f"{path}: the config.json that huvr saved beside it is missing")
+        return _open_released(tensors, entries, str(path))
+    if (version := entries.pop("version", None)) != _VERSION:
+        raise HuvrError(f"{beside}: version {version!r} of the format; this huvr reads version {_VERSION}")
+    return _filled(_build(_config(entries, str(beside)), str(beside)), tensors, str(path))
+
+
+def _open_checkpoint(path: Path) -> HUVR:
+    content, where = read_torch(path), str(path)
+    if "huvr_config" in content:
+        tensors = _tensors(content.get("state_dict"), where)
+        ours = {name.removeprefix("net."): tensor for name, tensor in tensors.items() if name.startswith("net.")}
+        if ignored := sorted({name.partition(".")[0] for name in tensors if not name.startswith("net.")}):
+            _log.warning("%s: ignored the tensors of %s, which are no part of the network", where, ", ".join(ignored))
+        return _filled(_build(_config(content["huvr_config"], where), where), ours, where)
+    if "model" in content:
+        if ignored := sorted(content.keys() - {"model", "cfg"}):
+            _log.warning("%s: ignored the training state: %s", where, ", ".join(ignored))
+        return _open_released(_tensors(content["model"], where), content.get("cfg") or {}, where)
+    kind = "a Lightning checkpoint of something else" if "state_dict" in content else "a file of something else"
+    raise HuvrError(f"{where}: {kind}; expected the checkpoint of a HUVR pretraining or of the released trainer")
+
+
+_READERS = {".safetensors": _open_safetensors, ".ckpt": _open_checkpoint, ".pth": _open_checkpoint}
+
+
+def _open_released(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], where: str) -> HUVR:
+    model = _build(infer(tensors, settings, where), where)
+    return _filled(model, from_released(tensors, model, where), where)
+
+
+def _tensors(content: Any, where: str) -> dict[str, Tensor]:
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise HuvrError(f"{where}: its weights are not a dictionary of tensors")
+    return content
+
+
+def _config(entries: Mapping[str, Any], where: str) -> HUVRConfig:
+    try:
+        config = HUVRConfig(**entries)
+        return replace(config, inr_widths=tuple(config.inr_widths))  # JSON knows no tuples
+    except TypeError as error:
+        raise HuvrError(f"{where}: not the config of a HUVR network ({error})") from None
+
+
+def _build(config: HUVRConfig, where: str) -> HUVR:
+    try:
+        return HUVR(config)
+    except HuvrError as error:
+        raise HuvrError(f"{where}: {error}") from None
+    except Exception as error:  # timm and torch answer impossible sizes in many ways
+        raise HuvrError(f"{where}: no network can be built from its config ({type(error).__name__}: {error})") from None
+
+
+def _filled(model: HUVR, tensors: Mapping[str, Tensor], where: str) -> HUVR:
+    check_tensors(tensors, model.state_dict(), where)
+    model.load_state_dict(dict(tensors))
+    return model

@@ -1,0 +1,332 @@
+"""Every mistake a user can make is one line and exit status 2; a run leaves its folder as promised."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import nn
+from torch.utils.data import DataLoader
+
+from huvr.cli import main
+from huvr.errors import HuvrError
+from huvr.model import HUVRConfig
+
+HERE = Path(__file__).stem
+
+
+class TinyModel(LightningModule):
+    """Stands for any task's module; it saves its hyper-parameters, as a task may."""
+
+    def __init__(self, net: HUVRConfig, lr: float = 0.1, width: int = 2, fault: str = "none") -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if lr < 0:
+            raise HuvrError("lr must be positive")
+        self.lr, self.fault = lr, fault
+        self.layer = nn.Linear(1, width)
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        if self.fault == "ctrl-c":
+            raise KeyboardInterrupt
+        if self.fault == "bug":
+            raise ZeroDivisionError
+        return self.layer(batch).square().mean()
+
+    def test_step(self, batch: Any, index: int) -> None:
+        self.log("lr", self.lr)
+
+    def predict_step(self, batch: Any, index: int) -> torch.Tensor:
+        return self.layer(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+class BrokenData(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        raise HuvrError("photo.jpg: not a readable image")
+
+
+class TinyData(LightningDataModule):
+    def __init__(self, root: str = "photos", broken: bool = False) -> None:
+        super().__init__()
+        self.broken = broken
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(BrokenData(), num_workers=1) if self.broken else DataLoader(torch.ones(4, 1))
+
+    test_dataloader = predict_dataloader = train_dataloader
+
+
+CONFIG: dict[str, Any] = {
+    "model": {"class_path": f"{HERE}.TinyModel", "init_args": {"lr": 0.2, "net": {"tintok_dim": 8}}},
+    "data": {"class_path": f"{HERE}.TinyData"},
+    "trainer": {"accelerator": "cpu", "max_steps": 2, "enable_progress_bar": False, "enable_model_summary": False},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with tiny.yaml in it."""
+    monkeypatch.chdir(tmp_path)
+    write("tiny.yaml", {})
+    return tmp_path
+
+
+def write(name: str, changes: dict[str, Any]) -> None:
+    Path(name).write_text(yaml.safe_dump(merged(CONFIG, changes)))
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    both = {**base, **changes}
+    return {
+        key: merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in both.items()
+    }
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The error line of a call that must fail as a mistake of the user."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    errors = [line for line in lines if line.startswith("huvr: error: ")]
+    assert errors == lines[-1:], lines
+    assert not any("Traceback" in line for line in lines)
+    return errors[0].removeprefix("huvr: error: ")
+
+
+def saved(run: str, verb: str = "fit") -> Any:
+    return yaml.safe_load(Path(run, f"config_{verb}.yaml").read_text())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["nonsense"]])
+def test_bare_answers_come_before_heavy_imports(arguments: list[str]) -> None:
+    code = (
+        f"import sys; from huvr.cli import main; status = main({arguments}); "
+        "assert not {'torch', 'lightning', 'jsonargparse'} & set(sys.modules); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == (2 if arguments == ["nonsense"] else 0), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    from huvr.cli import TOOLS, TRAINING
+
+    assert main([]) == 0
+    words = capsys.readouterr().out.split()
+    assert {"fit", "validate", "test", "predict", "reconstruct", "encode", "convert"} == {*TRAINING, *TOOLS}
+    assert {*TRAINING, *TOOLS} <= set(words)
+
+
+@pytest.mark.parametrize("verb", ["fit", "reconstruct", "encode", "convert"])
+def test_help_of_a_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: huvr {verb} ")
+
+
+def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, "recontruct") == "unknown verb 'recontruct': did you mean 'reconstruct'?"
+    assert "choose one of fit" in error_of(capsys, "xyzzy")
+
+
+def test_a_run_fills_its_folder(folder: Path) -> None:
+    assert main(["fit", "--config", "tiny.yaml"]) == 0
+    assert [path.name for path in Path("runs").iterdir()] == ["tiny"]
+    files = sorted(path.relative_to("runs/tiny").as_posix() for path in Path("runs/tiny").rglob("*") if path.is_file())
+    assert "config_fit.yaml" in files
+    assert [name for name in files if name.startswith("checkpoints/")] == ["checkpoints/last.ckpt"]
+    assert any(name.startswith("events.out.tfevents") for name in files)
+    content = torch.load("runs/tiny/checkpoints/last.ckpt", weights_only=True)
+    assert content["global_step"] == 2
+    assert saved("runs/tiny")["run"] == "runs/tiny"
+    assert saved("runs/tiny")["seed_everything"] == 0
+
+
+def test_where_a_run_goes(folder: Path) -> None:
+    assert main(["fit", "--config", "tiny.yaml", "--run", "there"]) == 0
+    assert Path("there/checkpoints/last.ckpt").is_file()
+    write("placed.yaml", {"run": "elsewhere"})
+    assert main(["fit", "--config", "placed.yaml"]) == 0
+    assert Path("elsewhere/checkpoints/last.ckpt").is_file()
+    assert main(["fit", "--config", "there/config_fit.yaml"]) == 0  # a saved config runs again, in the same place
+    assert not Path("runs").exists()
+
+
+def test_own_checkpoints_go_to_the_run_folder(folder: Path) -> None:
+    init = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}", "save_last": True}
+    write("own.yaml", {"trainer": {"callbacks": [{"class_path": "ModelCheckpoint", "init_args": init}]}})
+    assert main(["fit", "--config", "own.yaml"]) == 0
+    assert sorted(path.name for path in Path("runs/own/checkpoints").iterdir()) == ["last.ckpt", "step=1.ckpt", "step=2.ckpt"]
+
+
+def test_each_verb_keeps_its_own_config(folder: Path) -> None:
+    assert main(["fit", "--config", "tiny.yaml"]) == 0
+    before = Path("runs/tiny/config_fit.yaml").read_text()
+    assert main(["test", "--config", "tiny.yaml", "--model.lr", "0.7", "--ckpt_path", "auto"]) == 0
+    assert Path("runs/tiny/config_fit.yaml").read_text() == before
+    assert saved("runs/tiny", "test")["model"]["init_args"]["lr"] == 0.7
+    assert main(["fit", "--config", "tiny.yaml", "--model.lr", "0.5"]) == 0  # the same verb may
+    assert saved("runs/tiny")["model"]["init_args"]["lr"] == 0.5
+    assert main(["predict", "--config", "tiny.yaml", "--ckpt_path", "auto"]) == 0
+
+
+def test_saved_hyper_parameters_do_not_beat_the_config_or_the_command_line(folder: Path) -> None:
+    assert main(["fit", "--config", "tiny.yaml", "--model.lr", "0.9"]) == 0
+    file = "runs/tiny/checkpoints/last.ckpt"
+    assert torch.load(file, weights_only=True)["hyper_parameters"]["lr"] == 0.9
+    for extra, lr in ([], 0.2), (["--model.lr", "0.4"], 0.4):
+        assert main(["test", "--config", "tiny.yaml", "--ckpt_path", file, *extra]) == 0
+        assert saved("runs/tiny", "test")["model"]["init_args"]["lr"] == lr
+
+
+def test_short_names_reach_into_subclasses(folder: Path) -> None:
+    short = ["--model.net.tintok_dim", "16", "--data.root", "x", "--trainer.max_steps=1"]
+    assert main(["fit", "--config", "tiny.yaml", *short]) == 0
+    config = saved("runs/tiny")
+    assert config["model"]["init_args"]["net"]["tintok_dim"] == 16
+    assert config["data"]["init_args"]["root"] == "x"
+    assert config["trainer"]["max_steps"] == 1
+
+
+def test_resuming_from_auto_takes_the_newest(folder: Path) -> None:
+    import os
+
+    from huvr.commands.training import find_checkpoint
+
+    assert main(["fit", "--config", "tiny.yaml", "--ckpt_path", "auto"]) == 0  # nothing yet: fresh
+    assert main(["fit", "--config", "tiny.yaml", "--ckpt_path", "auto", "--trainer.max_steps", "3"]) == 0
+    content = torch.load("runs/tiny/checkpoints/last.ckpt", weights_only=True)
+    assert content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == 3  # 2 of the first run and 1
+    run, last = Path("runs/tiny"), Path("runs/tiny/checkpoints/last.ckpt")
+    for number in (9, 10):
+        (run / f"hpc_ckpt_{number}.ckpt").write_bytes(last.read_bytes())
+    for time, path in enumerate([last, run / "hpc_ckpt_9.ckpt", run / "hpc_ckpt_10.ckpt"]):
+        os.utime(path, (time, time))
+    assert find_checkpoint("auto", run, may_be_absent=True) == run / "hpc_ckpt_10.ckpt"
+    os.utime(last, (5, 5))
+    assert find_checkpoint("auto", run, may_be_absent=True) == last
+
+
+def test_a_shipped_config_is_found_from_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huvr.commands import arguments
+
+    shipped = folder / "shipped"
+    (shipped / "generate").mkdir(parents=True)
+    for name in ("tiny.yaml", "other.yaml", "generate/dit_b.yaml"):
+        (shipped / name).write_text("run: here")
+    monkeypatch.setattr(arguments, "files", lambda package: shipped)
+    assert arguments.find_config("tiny.yaml") == Path("tiny.yaml")  # a local file comes first
+    assert arguments.find_config("other.yaml") == shipped / "other.yaml"
+    assert arguments.find_config("generate/dit_b.yaml") == shipped / "generate/dit_b.yaml"
+    with pytest.raises(HuvrError, match=r"shipped generate/dit_b.yaml, other.yaml, tiny.yaml; did you mean other.yaml\?"):
+        arguments.find_config("othr.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"init_args": {"lrr": 1}}}, "unknown option model.lrr: did you mean model.lr?"),
+        ({"model": {"init_args": {"net": {"tintok_dims": 1}}}}, "unknown option model.net.tintok_dims: did you mean model.net.tintok_dim?"),
+        ({"modle": {"lr": 1}}, "unknown option modle.lr: did you mean model.lr?"),
+        ({"trainer": {"max_step": 1}}, "unknown option trainer.max_step: did you mean trainer.max_steps?"),
+        ({"data": {"init_args": {"zzz": 1}}}, "unknown option data.zzz; allowed are data.broken, data.root"),
+        ({"data": {"root": "x"}}, "data: beside class_path there is only init_args, which holds the options of the class"),
+        ({"model": {"init_args": {"lr": "fast"}}}, "model.lr: expected float, got 'fast'"),
+        ({"model": {"init_args": {"net": {"modulation": "fre"}}}}, "model.net.modulation: expected 'free' or 'released', got 'fre'"),
+        ({"trainer": {"max_steps": "many"}}, "trainer.max_steps: expected int, got 'many'"),
+        ({"trainer": {"default_root_dir": "x"}}, "trainer.default_root_dir follows from run: set run instead"),
+        ({"model": {"class_path": f"{HERE}.Nothing"}}, f"model: there is no class {HERE}.Nothing (module '{HERE}' has no attribute 'Nothing')"),
+        (
+            {"trainer": {"callbacks": [{"class_path": "ModelCheckpoints"}]}},
+            "trainer.callbacks: there is no class ModelCheckpoints (not a dotted path such as package.module.Class)",
+        ),
+        (
+            {"trainer": {"callbacks": [{"class_path": "ModelCheckpoint", "init_args": {"save_lastt": True}}]}},
+            "unknown option trainer.callbacks.save_lastt: did you mean trainer.callbacks.save_last?",
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_config(folder: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str) -> None:
+    write("bad.yaml", changes)
+    assert error_of(capsys, "fit", "--config", "bad.yaml") == f"bad.yaml: {message}"
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {lr: [", "bad.yaml, line 1, column 14: not valid YAML: "),
+        ("a: 1\n b: 2\n", "bad.yaml, line 2, column 3: not valid YAML: mapping values are not allowed"),
+        ("- a\n- b\n", "bad.yaml: expected keys with values"),
+        ("", "bad.yaml: expected keys with values"),
+    ],
+)
+def test_files_that_are_no_config(folder: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+    Path("bad.yaml").write_text(text)
+    assert error_of(capsys, "fit", "--config", "bad.yaml").startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.lrr", "3"], "unknown option model.lrr: did you mean model.lr?"),
+        (["--model.init_args.lrr=3"], "unknown option model.lrr: did you mean model.lr?"),
+        (["--model.tintok_dim", "3"], "unknown option model.tintok_dim: did you mean model.net.tintok_dim?"),
+        (["--trainer.max_step", "3"], "unknown option trainer.max_step: did you mean trainer.max_steps?"),
+        (["--data.roots", "x"], "unknown option data.roots: did you mean data.root?"),
+        (["--dada.root", "x"], "unknown option dada.root: did you mean data.root?"),
+        (["--model.lr", "fast"], "model.lr: expected float, got 'fast'"),
+        (["--model.lr", "-1"], "lr must be positive"),
+        (["--config"], "argument -c/--config: expected one argument"),
+        (["--trainer.limit_train_batches", "2.5"], "You have passed invalid value 2.5 for limit_train_batches"),
+        (["--ckpt_path", "none.ckpt"], "checkpoint none.ckpt: no such file"),
+        (["--ckpt_path", "tiny.yaml"], "checkpoint tiny.yaml: not a .ckpt file of huvr fit"),
+        (["--config", "nothing.yaml"], "config nothing.yaml: no such file, and not one of the shipped"),
+        (["--run", "tiny.yaml/run"], "tiny.yaml/run: Not a directory"),
+        (["--data.broken", "true"], "photo.jpg: not a readable image"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in error_of(capsys, "fit", "--config", "tiny.yaml", *arguments)
+
+
+def test_a_checkpoint_of_another_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "tiny.yaml"]) == 0
+    last = "runs/tiny/checkpoints/last.ckpt"
+    message = error_of(capsys, "test", "--config", "tiny.yaml", "--ckpt_path", last, "--model.width", "3")
+    assert message.startswith(f"checkpoint {last}: not of this model: ")
+    assert "layer.weight" in message
+    torch.save({"state_dict": {}}, "other.ckpt")
+    message = error_of(capsys, "test", "--config", "tiny.yaml", "--ckpt_path", "other.ckpt")
+    assert message == "checkpoint other.ckpt: not a .ckpt file of huvr fit"
+    message = error_of(capsys, "test", "--config", "tiny.yaml", "--ckpt_path", "auto", "--run", "empty")
+    assert message == "ckpt_path auto: no checkpoint in empty"
+
+
+def test_a_bug_keeps_its_traceback(folder: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        main(["fit", "--config", "tiny.yaml", "--model.fault", "bug"])
+
+
+def test_ctrl_c(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert main(["fit", "--config", "tiny.yaml", "--model.fault", "ctrl-c"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning has turned it off
+    assert capsys.readouterr().err.splitlines()[-1] == "huvr: interrupted"

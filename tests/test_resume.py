@@ -1,0 +1,93 @@
+"""Training that broke off in the middle of an epoch ends with the weights of training that did not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from PIL import Image
+
+from huvr.data import Images
+from huvr.model import HUVRConfig
+from huvr.pretrain import Pretraining
+
+TINY = HUVRConfig(
+    image_size=32, patch=8, width=48, depth=1, heads=3, tintok_dim=8, decoder_width=48, decoder_depth=1, decoder_heads=3,
+    decoder_hidden=96, inr_widths=(16, 16, 16), inr_frequencies=4, inr_max_frequency=8.0,
+)  # fmt: skip
+
+
+class Crash(Exception):
+    """A machine that goes away."""
+
+
+class CrashAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise Crash
+
+
+def train(photos: Path, run: Path, seed: int, *callbacks: Callback, resume: Path | None = None, accumulate: int = 1) -> None:
+    """Two epochs of 8 batches; a checkpoint ``run/step=N.ckpt`` every other step."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    module = Pretraining(TINY, phase_jitter=0.5, lr=0.1, pictures_every=0)
+    data = Images(str(photos), sizes=[(32, 32), (24, 40)], size=32, batch_size=2, workers=2, held_out=0.1)
+    checkpoints = ModelCheckpoint(run, "{step}", every_n_train_steps=2, save_top_k=-1, monitor=None)
+    trainer = Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        gradient_clip_val=0.01, accumulate_grad_batches=accumulate, val_check_interval=4,
+        callbacks=[EMAWeightAveraging(decay=0.9), checkpoints, *callbacks],
+    )  # fmt: skip
+    trainer.fit(module, data, ckpt_path=resume)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(18):
+        pixels = generator.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {name: leaf for key, inner in items for name, leaf in flat(inner, f"{path}/{key}").items()}
+    return {path: value}
+
+
+def state(run: Path, step: int) -> dict[str, Any]:
+    checkpoint = torch.load(run / f"step={step}.ckpt", weights_only=True)
+    kept = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "global_step", "epoch")
+    return flat({name: checkpoint[name] for name in kept})
+
+
+@pytest.mark.parametrize(("accumulate", "crash", "saved", "last"), [(1, 3, 2, 16), (1, 13, 12, 16), (2, 7, 6, 8)])
+def test_a_resumed_run_equals_one_that_never_stopped(
+    photos: Path, tmp_path: Path, accumulate: int, crash: int, saved: int, last: int
+) -> None:
+    train(photos, tmp_path / "whole", 0, accumulate=accumulate)
+    with pytest.raises(Crash):
+        train(photos, tmp_path / "broken", 0, CrashAt(crash), accumulate=accumulate)
+    # Other global random numbers than at that point of the whole run: nothing may hang on them.
+    train(photos, tmp_path / "resumed", 1, resume=tmp_path / "broken" / f"step={saved}.ckpt", accumulate=accumulate)
+
+    expected, found, before = (state(tmp_path / run, n) for run, n in (("whole", last), ("resumed", last), ("whole", saved)))
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        equal = torch.equal(value, found[name]) if isinstance(value, torch.Tensor) else value == found[name]
+        assert equal, name
+    weights = [name for name in expected if name.endswith("weight") and "model_state" in name]
+    assert weights
+    assert not any(torch.equal(expected[name], before[name]) for name in weights)
+    assert not any(torch.equal(expected[name], expected[name.replace("current_model_state", "state_dict")]) for name in weights)
