@@ -38,10 +38,15 @@ def commit() -> str:
     return run.stdout.strip()
 
 
+def short(argument: str) -> str:
+    """A path without the folders that only exist here: its last two parts."""
+    return "/".join(Path(argument).parts[-2:]) if Path(argument).exists() else argument
+
+
 def write_record(name: str, data: str, config: dict[str, Any], figures: Any) -> Path:
     """Write ``results/<name>.json`` whole or not at all."""
     record = {
-        "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *map(short, sys.argv[1:])]),
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(),

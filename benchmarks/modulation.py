@@ -38,44 +38,58 @@ CONFIG = HUVRConfig(
 class Free(PatchINR):
     """Unit-column base, scales 1 + u and 1 + c left free."""
 
-    def scaled(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
-        second = self.layers[1]
+    def modulated(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
+        """The modulated layer before its ReLU."""
+        return self.product(points, u, c, self.layers[1].bias[None, None])
+
+    def product(self, points: Tensor, u: Tensor, c: Tensor, bias: Tensor) -> Tensor:
         x = F.relu(self.layers[0](points)) * (1 + u)
-        weight = self.base(second.weight).T * (1 + c[:, None])
-        return torch.baddbmm(second.bias[None, None], x.flatten(1, 4), weight).view(*x.shape[:-1], -1)
-
-    def base(self, weight: Tensor) -> Tensor:
-        return unit_columns(weight)
+        weight = unit_columns(self.layers[1].weight).T * (1 + c[:, None])
+        return torch.baddbmm(bias, x.flatten(1, 4), weight).view(*x.shape[:-1], -1)
 
     def features(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
-        return F.relu(self.layers[2](F.relu(self.scaled(points, u, c))))
+        return F.relu(self.layers[2](F.relu(self.modulated(points, u, c))))
 
 
-class Bypass(Free):
-    """The modulated layer's linear output added to the features: a straight line from token to pixels."""
-
-    def features(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
-        y = self.scaled(points, u, c)
-        return F.relu(self.layers[2](F.relu(y))) + y
-
-
-class PlainBypass(Bypass):
-    """Bypass with the base weight as it is."""
-
-    def base(self, weight: Tensor) -> Tensor:
-        return weight
-
-
-class Shift(Free):
+class PatchShift(Free):
     """An added shift per patch behind the scales."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.to_patch[1] = nn.Linear(self.to_patch[1].in_features, 2 * self.to_patch[1].out_features)
 
-    def scaled(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    def modulated(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
         u, shift = u.chunk(2, dim=-1)
-        return super().scaled(points, u, c) + shift
+        return super().modulated(points, u, c) + shift
+
+
+class Bypass(Free):
+    """The modulated layer's linear output added to the features: a straight line from token to pixels."""
+
+    def features(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
+        y = self.modulated(points, u, c)
+        return F.relu(self.layers[2](F.relu(y))) + y
+
+
+class GlobalShift(Bypass):
+    """The same, with a scale and a shift from the global token."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.to_global[1] = nn.Linear(self.to_global[1].in_features, 2 * self.to_global[1].out_features)
+
+    def modulated(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
+        c, shift = c.chunk(2, dim=-1)
+        return self.product(points, u, c, (self.layers[1].bias + shift)[:, None])
+
+
+class PatchNormGlobalShift(GlobalShift):
+    """The same, with columns normalised after the patch's modulation as released."""
+
+    def product(self, points: Tensor, u: Tensor, c: Tensor, bias: Tensor) -> Tensor:
+        weight, (c, bias) = self.layers[1].weight, (t.flatten(1)[:, None, None, None, None] for t in (c, bias))
+        norm = F.linear(u.square(), weight.square()).sqrt().clamp_min(1e-12)
+        return F.linear(F.relu(self.layers[0](points)) * u, weight) * ((1 + c) / norm) + bias
 
 
 class PatchNorm(ReleasedPatchINR):
@@ -106,10 +120,11 @@ CANDIDATES: dict[str, tuple[type[PatchINR], bool]] = {
     "patch norm as released, outputs × (1 + c)": (PatchNorm, True),
     "free scales": (Free, True),
     "free scales, no LayerNorm up": (Free, False),
-    "free scales and shift, no LayerNorm up": (Shift, False),
-    "linear pixel head, no LayerNorm up": (PixelHead, False),
-    "linear bypass, no LayerNorm up": (Bypass, False),
-    "plain base, linear bypass, no LayerNorm up": (PlainBypass, False),
+    "… and a shift per patch": (PatchShift, False),
+    "… and a linear pixel head": (PixelHead, False),
+    "… and a linear bypass": (Bypass, False),
+    "… and a linear bypass, global shift": (GlobalShift, False),
+    "… and a linear bypass, global shift, patch norm": (PatchNormGlobalShift, False),
 }
 
 
