@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from common import psnr, short, write_record
+from common import short, write_record
 from einops import rearrange
 from lightning.pytorch import Trainer
 from pictures import photographs
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
 from huvr.data import Images
+from huvr.metrics import psnr
 from huvr.model import HUVR, HUVRConfig
 from huvr.pretrain import Pretraining
 

@@ -8,12 +8,15 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from huvr.files import whole
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -43,8 +46,8 @@ def short(argument: str) -> str:
     return "/".join(Path(argument).parts[-2:]) if Path(argument).exists() else argument
 
 
-def write_record(name: str, data: str, config: dict[str, Any], figures: Any) -> Path:
-    """Write ``results/<name>.json`` whole or not at all."""
+def write_record(name: str, data: str, config: dict[str, Any], figures: Any, folder: Path = RESULTS) -> None:
+    """Write ``<folder>/<name>.json`` whole or not at all."""
     record = {
         "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *map(short, sys.argv[1:])]),
         "commit": commit(),
@@ -55,12 +58,10 @@ def write_record(name: str, data: str, config: dict[str, Any], figures: Any) -> 
         "config": config,
         "figures": figures,
     }
-    RESULTS.mkdir(exist_ok=True)
-    target, temporary = RESULTS / f"{name}.json", RESULTS / f".{name}.json.tmp"
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    temporary.replace(target)
-    print(f"wrote {target}")
-    return target
+    target = folder / f"{name}.json"
+    with whole(target) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    print(f"wrote {short(str(target))}")
 
 
 def resident_mb(field: str) -> float:
@@ -82,23 +83,28 @@ def peak_memory_mb(device: torch.device) -> float:
     return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else resident_mb("VmHWM")
 
 
-def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """PSNR per image of unclamped pictures in [0, 1], in dB: ``(B,)``."""
-    return -10 * torch.log10((x - y).square().flatten(1).mean(1))
-
-
 def patches_of(images: Tensor, patch: int) -> Tensor:
     """``(B, 3, H, W)`` to ``(B, h * w, 3 * patch²)``."""
     return torch.nn.functional.unfold(images, patch, stride=patch).transpose(1, 2)
 
 
 class PatchPCA:
-    """Per-patch PCA: the honest simple rival of TinToks of the same size."""
+    """Per-patch PCA: the honest simple rival of TinToks of the same size.
 
-    def __init__(self, images: Tensor, patch: int, components: int) -> None:
-        x = patches_of(images, patch).flatten(0, 1).double()
-        self.patch, self.mean = patch, x.mean(0)
-        covariance = (x - self.mean).T @ (x - self.mean)
+    Args:
+        images: batches ``(B, 3, H, W)``, sides multiples of the patch.
+        patch: in pixels.
+        components: numbers kept per patch.
+    """
+
+    def __init__(self, images: Iterable[Tensor], patch: int, components: int) -> None:
+        dim = 3 * patch**2
+        count, total, products = 0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
+        for batch in images:
+            x = patches_of(batch, patch).flatten(0, 1).double()
+            count, total, products = count + len(x), total + x.sum(0), products + x.T @ x
+        self.patch, self.mean = patch, total / count
+        covariance = products / count - torch.outer(self.mean, self.mean)
         self.basis = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :components]
 
     def reconstruct(self, images: Tensor) -> Tensor:

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import PatchPCA, psnr, random_crops, write_record
+from common import PatchPCA, random_crops, write_record
 from pictures import load_pictures
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from huvr.metrics import psnr
 from huvr.model import HUVR, HUVRConfig, Tokens
 from huvr.model.bottleneck import Bottleneck
 from huvr.model.inr import PatchINR, ReleasedPatchINR, unit_columns
@@ -203,7 +204,7 @@ def main() -> None:
     pictures, test_pictures, data = load_pictures(args.data, shorter=128)
     test = random_crops(test_pictures, 48, CONFIG.image_size, np.random.default_rng(0))
     crops = random_crops(pictures, 2000, CONFIG.image_size, np.random.default_rng(1))
-    pca = PatchPCA(crops, CONFIG.patch, CONFIG.tintok_dim)
+    pca = PatchPCA([crops], CONFIG.patch, CONFIG.tintok_dim)
     seconds = {name: inr_seconds(inr) for name, (inr, _) in CANDIDATES.items()}
 
     jobs = [(name, seed) for name in CANDIDATES for seed in range(args.seeds)]

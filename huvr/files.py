@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from huvr.errors import HuvrError
 def whole(target: str | Path) -> Iterator[Path]:
     """A temporary path beside ``target`` to write a file or directory at; it becomes ``target`` once the block ends well.
 
-    Missing parent folders are made. After an error inside the block nothing remains.
+    Missing parent folders are made. After an error inside the block nothing remains, nor do these folders.
 
     Raises:
         HuvrError: where ``target`` cannot be written.
     """
     target = Path(target).absolute()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    missing = [folder for folder in target.parents if not os.path.exists(folder)]  # Path.exists raises where it may not look
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -31,10 +33,10 @@ def whole(target: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise HuvrError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        for remove in (temporary.unlink, *(folder.rmdir for folder in missing)):
+            with suppress(OSError):  # gone already, or a folder that holds the target
+                remove()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -94,12 +96,14 @@ def read_torch(path: Path) -> dict[str, Any]:
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's own message advises to load the code
+        raise HuvrError(f"{path}: not a checkpoint of tensors and plain values alone, and nothing else is loaded") from None
     except Exception as error:  # a damaged archive can fail in any way
-        raise HuvrError(f"{path}: not a checkpoint of tensors and plain values alone ({_line(error)})") from None
+        raise HuvrError(f"{path}: not a readable checkpoint ({_line(error)})") from None
     if not isinstance(content, dict):
         raise HuvrError(f"{path}: expected a dictionary, found a {type(content).__name__}")
     return content
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0].rstrip(".")

@@ -1,8 +1,28 @@
-"""The schedule of the learning rate."""
+"""The optimisers of training and the schedule of their learning rate."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Literal
+
+from timm.optim import Muon
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+OptimizerName = Literal["adamw", "muon"]
+
+
+def make_optimizer(
+    name: OptimizerName, parameters: Iterable[Tensor], lr: float, weight_decay: float, betas: tuple[float, float]
+) -> Optimizer:
+    """AdamW, as in the released recipe, or Muon (Jordan et al., 2024) for all weight matrices and NAdamW for the rest.
+
+    Muon's steps are scaled to the size of AdamW's (Moonlight, arXiv 2502.16982), so one learning rate serves both.
+    """
+    if name == "adamw":
+        return AdamW(parameters, lr, betas, weight_decay=weight_decay)
+    return Muon(parameters, lr, weight_decay, nesterov=True, betas=betas, adjust_lr_fn="match_rms_adamw")
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: float, floor: float = 0.0) -> float:

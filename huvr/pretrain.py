@@ -18,7 +18,7 @@ from huvr.errors import HuvrError
 from huvr.losses import LPIPSLoss, distillation_loss, koleo_loss, pixel_loss, ssim_loss
 from huvr.metrics import psnr, ssim
 from huvr.model import HUVR, HUVRConfig, Tokens
-from huvr.optim import warmup_cosine
+from huvr.optim import OptimizerName, make_optimizer, warmup_cosine
 from huvr.phase import draw_phase, moved
 from huvr.teacher import Teacher, TeacherConfig
 
@@ -66,10 +66,11 @@ class Pretraining(LightningModule):
         teachers: networks to distil, none for pure reconstruction.
         weights: of the losses.
         decoder_tap: layer of the token decoder, from 1, whose output the decoder places distil.
+        optimizer: "adamw" as released, or "muon", which needs far fewer steps, see ``make_optimizer``.
         lr: learning rate per 256 images of a step, over all devices and accumulated batches.
         min_lr: learning rate at the end.
         warmup: share of the steps in which the learning rate rises from 0 (released: 5 of 50 epochs).
-        weight_decay: of AdamW, on every parameter.
+        weight_decay: on every parameter.
         betas: of AdamW.
         phase_jitter: each step paints at a random sub-pixel offset of at most this many pixels along each axis, at most 0.5.
         seed: of that offset; together with the number of the step it fixes it, so that a resumed run draws the same.
@@ -88,6 +89,7 @@ class Pretraining(LightningModule):
         teachers: Sequence[TeacherConfig] = (),
         weights: LossWeights = LossWeights(),
         decoder_tap: int = 1,
+        optimizer: OptimizerName = "adamw",
         lr: float = 5e-4,
         min_lr: float = 1e-7,
         warmup: float = 0.1,
@@ -105,6 +107,7 @@ class Pretraining(LightningModule):
         if not 0 <= phase_jitter <= 0.5:
             raise HuvrError(f"phase_jitter {phase_jitter}: expected 0 to 0.5 pixels")
         self.teachers, self.decoder_tap = tuple(teachers), decoder_tap
+        self.optimizer: OptimizerName = optimizer
         self.lr, self.min_lr, self.warmup, self.weight_decay, self.betas = lr, min_lr, warmup, weight_decay, betas
         self.phase_jitter, self.seed, self.pictures_every = phase_jitter, seed, pictures_every
         self.lpips_net, self.lpips_trunk = lpips_net, lpips_trunk
@@ -191,7 +194,7 @@ class Pretraining(LightningModule):
         if math.isinf(steps):
             raise HuvrError("training without an end has no schedule: give the trainer max_epochs or max_steps")
         peak = self.lr * self.effective_batch() / 256
-        optimizer = torch.optim.AdamW(self.parameters(), lr=peak, betas=self.betas, weight_decay=self.weight_decay)
+        optimizer = make_optimizer(self.optimizer, self.parameters(), peak, self.weight_decay, self.betas)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, int(steps), self.warmup * steps, self.min_lr / peak)
         )

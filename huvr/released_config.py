@@ -6,6 +6,7 @@ the settings are only checked against it.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from torch import Size, Tensor
 
 from huvr.errors import HuvrError
 from huvr.model import HUVRConfig
+
+_log = logging.getLogger(__name__)
 
 DISTILL = {"EC": "encoder_cls", "EP": "encoder_patches", "DC": "decoder_cls", "DP": "decoder_patches"}
 
@@ -46,34 +49,41 @@ def infer(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], where: str
     Args:
         tensors: by their released names.
         settings: of the hub's config.json or the trainer's "cfg"; may be empty, unless the decoder has attention.
-        where: what to call the source in an error.
+        where: what to call the source in an error, and in the warning that names settings without a use.
 
     Raises:
         HuvrError: for a variant that is not supported and for settings that contradict the tensors.
     """
     stated = _flat(settings)
-    for name, value in (_ONLY | _ONLY_IN_TRAINER).items():
-        if name in stated and _differ(stated[name], value):
-            raise HuvrError(f"{where}: {name} = {stated[name]!r} is not supported, only {value!r} is")
-    if stated.get("decoder_type") == "old":
+    if stated.get("decoder_type") == "old" or "tokenizer.decoder_posemb" in tensors:
         raise HuvrError(
             f"{where}: decoder_type = 'old', positions added before the decoder, is not supported, only 'pos_free' is"
         )
+    for name, value in (_ONLY | _ONLY_IN_TRAINER).items():
+        if name in stated and _differ(stated[name], value):
+            raise HuvrError(f"{where}: {name} = {stated[name]!r} is not supported, only {value!r} is")
     config = _from_shapes(tensors, stated, where)
     for name, value in _witnessed(config).items():
         if name in stated and _differ(stated[name], value):
             raise HuvrError(f"{where}: its settings say {name} = {stated[name]!r}, but its tensors {value!r}")
+    if ignored := sorted(stated.keys() - (_settings(config) | _ONLY_IN_TRAINER).keys()):
+        _log.warning("%s: ignored the settings %s", where, ", ".join(ignored))
     return config
 
 
 def hub_config(config: HUVRConfig) -> dict[str, Any]:
     """The released ``config.json``: arguments of the released network's constructor."""
-    return _nested(_ONLY | _unwitnessed(config) | _witnessed(config), suffix="_cfg")
+    return _nested(_settings(config), suffix="_cfg")
 
 
 def trainer_config(config: HUVRConfig) -> dict[str, Any]:
     """The "cfg" of the released trainer's ``.pth``, as far as it describes the network."""
-    return _nested(_ONLY | _ONLY_IN_TRAINER | _unwitnessed(config) | _witnessed(config), suffix="")
+    return _nested(_settings(config) | _ONLY_IN_TRAINER, suffix="")
+
+
+def _settings(config: HUVRConfig) -> dict[str, Any]:
+    """The whole network in the released settings, as dotted names."""
+    return _ONLY | _unwitnessed(config) | _witnessed(config)
 
 
 def _from_shapes(tensors: Mapping[str, Tensor], stated: Mapping[str, Any], where: str) -> HUVRConfig:
@@ -102,31 +112,30 @@ def _from_shapes(tensors: Mapping[str, Tensor], stated: Mapping[str, Any], where
         tintok_dim = shape(name)[0] if (name := "dimension_downsample.1.weight") in tensors else width
         distill = {place: f"wtoken_postfc.distill_{place.removesuffix('_cls')}.1.weight" for place in DISTILL.values()}
         distill_dims = {place: shape(name)[0] for place, name in distill.items() if name in tensors}
-        heads, max_frequency = int(stated.get("transformer_decoder.n_head", 1)), float(stated.get("hyponet.pe_sigma", 1024))
+        return HUVRConfig(
+            image_size=math.isqrt(positions) * patch,
+            patch=patch,
+            width=width,
+            depth=layers("transformer_encoder.blocks"),
+            heads=width // head_width,
+            registers=registers,
+            tintok_dim=tintok_dim,
+            decoder_width=decoder_width,
+            decoder_depth=decoder_depth,
+            decoder_heads=max(int(stated.get("transformer_decoder.n_head", 1)), 1),
+            decoder_hidden=hidden,
+            decoder_attention=attention,
+            inr_widths=(first, second, third),
+            inr_frequencies=(rows - 1) // 4,
+            inr_max_frequency=float(stated.get("hyponet.pe_sigma", 1024)),
+            inr_upsample=math.isqrt(pixels // 3),
+            modulation="released",
+            distill_dims=distill_dims,
+        )
     except HuvrError:
         raise
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         raise HuvrError(f"{where}: shapes or settings are not those of a released HUVR ({error})") from None
-    return HUVRConfig(
-        image_size=math.isqrt(positions) * patch,
-        patch=patch,
-        width=width,
-        depth=layers("transformer_encoder.blocks"),
-        heads=width // head_width,
-        registers=registers,
-        tintok_dim=tintok_dim,
-        decoder_width=decoder_width,
-        decoder_depth=decoder_depth,
-        decoder_heads=max(heads, 1),
-        decoder_hidden=hidden,
-        decoder_attention=attention,
-        inr_widths=(first, second, third),
-        inr_frequencies=(rows - 1) // 4,
-        inr_max_frequency=max_frequency,
-        inr_upsample=math.isqrt(pixels // 3),
-        modulation="released",
-        distill_dims=distill_dims,
-    )
 
 
 def _witnessed(config: HUVRConfig) -> dict[str, Any]:

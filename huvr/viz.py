@@ -35,11 +35,12 @@ def panel(images: Tensor, reconstructions: Tensor, tokens: Tokens, patch: int | 
         uint8 ``(3, H', W')``.
     """
     images, reconstructions = images.detach().float().cpu(), reconstructions.detach().float().cpu()
+    height, width = images.shape[-2:]
     tiles = [
         images,
         reconstructions,
         heat((images - reconstructions).abs().mean(1)),
-        token_tile(tokens, images.shape[-2:], patch),
+        token_tile(tokens, (height, width), patch),
     ]
     rows = torch.stack(tiles, dim=1).flatten(0, 1).clamp(0, 1)
     return to_uint8(make_grid(rows, nrow=len(tiles), padding=GAP, pad_value=1.0)[:, GAP:-GAP, GAP:-GAP])

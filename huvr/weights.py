@@ -47,8 +47,9 @@ def load(source: str | Path, device: str = "cpu") -> HUVR:
 
     Args:
         source: what :func:`save` wrote; a run directory (its last checkpoint) or a Lightning checkpoint of a
-            pretraining; a released checkpoint as a hub id ("owner/name"), directory, ``.safetensors`` or the
-            released trainer's ``.pth``. Nothing in these files is ever executed.
+            pretraining, whose averaged weights are taken where it kept an average; a released checkpoint as a
+            hub id ("owner/name"), directory, ``.safetensors`` or the released trainer's ``.pth``. Nothing in
+            these files is ever executed.
         device: where to put it.
 
     Raises:
@@ -125,7 +126,7 @@ def _open_safetensors(path: Path) -> HUVR:
     entries = read_json(beside) if beside.exists() else {}
     tensors = read_safetensors(path)
     if entries.pop("format", None) != _FORMAT:
-        if "bottleneck.up.1.weight" in tensors:
+        if "inr.to_pixels.weight" in tensors:
             raise HuvrError(f"{path}: the config.json that huvr saved beside it is missing")
         return _open_released(tensors, entries, str(path))
     if (version := entries.pop("version", None)) != _VERSION:
@@ -144,7 +145,10 @@ def _open_checkpoint(path: Path) -> HUVR:
     if "model" in content:
         if ignored := sorted(content.keys() - {"model", "cfg"}):
             _log.warning("%s: ignored the training state: %s", where, ", ".join(ignored))
-        return _open_released(_tensors(content["model"], where), content.get("cfg") or {}, where)
+        settings = content.get("cfg") or {}
+        if not isinstance(settings, dict):
+            raise HuvrError(f"{where}: its cfg is a {type(settings).__name__}, expected a dictionary")
+        return _open_released(_tensors(content["model"], where), settings, where)
     kind = "a Lightning checkpoint of something else" if "state_dict" in content else "a file of something else"
     raise HuvrError(f"{where}: {kind}; expected the checkpoint of a HUVR pretraining or of the released trainer")
 
@@ -158,16 +162,18 @@ def _open_released(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], w
 
 
 def _tensors(content: Any, where: str) -> dict[str, Tensor]:
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise HuvrError(f"{where}: its weights are not a dictionary of tensors")
+    pairs = content.items() if isinstance(content, dict) else [(None, content)]
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in pairs):
+        raise HuvrError(f"{where}: its weights are not a dictionary of tensors by name")
     return content
 
 
 def _config(entries: Mapping[str, Any], where: str) -> HUVRConfig:
     try:
         config = HUVRConfig(**entries)
-        return replace(config, inr_widths=tuple(config.inr_widths))  # JSON knows no tuples
-    except TypeError as error:
+        first, second, third = config.inr_widths
+        return replace(config, inr_widths=(first, second, third))  # JSON knows no tuples
+    except (TypeError, ValueError) as error:
         raise HuvrError(f"{where}: not the config of a HUVR network ({error})") from None
 
 

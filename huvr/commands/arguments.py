@@ -49,7 +49,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Any:
 class ConfigByName(ActionConfigFile):
     """``--config NAME``: a file, or else a shipped config; it also names the run, unless something else did."""
 
-    def __call__(self, parser: Any, namespace: Namespace, values: str, option_string: str | None = None) -> None:
+    def __call__(self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None) -> None:
         path = find_config(values)
         trainer = read_yaml(path).get("trainer")
         if isinstance(trainer, dict) and "default_root_dir" in trainer:  # the link from run would silently replace it

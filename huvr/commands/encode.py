@@ -55,6 +55,8 @@ def encode(
     for name, value in (("batch_size", batch_size), ("size", size)):
         if value is not None and value < 1:
             raise HuvrError(f"{name} {value}: expected 1 or more")
+    if out.is_dir():
+        raise HuvrError(f"cannot write {out}: it is a folder, expected the name of a file")
     paths = list_images(folder)
     model = load(encoder, "cuda" if torch.cuda.is_available() else "cpu")
     images = ((path.relative_to(folder).as_posix(), image) for path, image in opened(paths, size))

@@ -76,7 +76,7 @@ def leaf(key: str) -> str:
 
 def valid_keys_of(parser: ArgumentParser) -> list[str]:
     """All keys of a parser, those of its default model and data among them, in the short form of the command line."""
-    return [name.replace(".init_args.", ".") for name in parser.get_defaults(skip_validation=True).keys()]
+    return [name.replace(".init_args.", ".") for name, _ in parser.get_defaults(skip_validation=True).items()]
 
 
 def valid_keys(class_path: str, where: str) -> list[str]:

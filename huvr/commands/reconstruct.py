@@ -39,19 +39,23 @@ def reconstruct(photos: list[Path], *, encoder: str, out: Path, scale: int = 1, 
     scores = []
     for path, image in opened(list(targets), size, required=photos):
         image = image.to(device)
+        height, width = image.shape[-2:]
         tokens = model.encode(image)
         decoded = model.expand(model.compress(tokens))
-        drawn = model.render(decoded, size=image.shape[-2:])
+        drawn = model.render(decoded, size=(height, width))
         scores.append(psnr(drawn, image).item())
         save_png(panel(image, drawn, tokens, model.patch), f"{targets[path]}_panel.png")
         if scale > 1:
-            save_png(to_uint8(model.render(decoded, image.shape[-2:], scale)[0]), f"{targets[path]}_x{scale}.png")
+            save_png(to_uint8(model.render(decoded, (height, width), scale)[0]), f"{targets[path]}_x{scale}.png")
         print(f"{path}  {scores[-1]:.2f} dB")
     print(f"mean PSNR of {len(scores)}: {sum(scores) / len(scores):.2f} dB; panels (error times {ERROR_GAIN}) in {out}")
 
 
 def pictures(photos: list[Path], out: Path) -> dict[Path, Path]:
-    """Every photo with the path of its pictures up to ``_panel.png``: folders keep their inner structure, equal names get numbers."""
+    """Every photo with the path of its pictures up to ``_panel.png``.
+
+    Folders keep their inner structure, equal names get numbers.
+    """
     targets: dict[Path, Path] = {}
     seen: Counter[Path] = Counter()
     for given in photos:

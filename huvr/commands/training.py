@@ -30,8 +30,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from huvr.commands.arguments import ConfigByName, parse
+from huvr.commands.calm import calm
 from huvr.errors import HuvrError
 from huvr.files import read_torch
 
@@ -48,12 +50,14 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     Raises:
         HuvrError: for options, a checkpoint or a machine that do not fit.
     """
+    calm()
     try:
         cli = TrainingCLI(verb, arguments)
     except MisconfigurationException as error:
         raise HuvrError(str(error)) from None
     options = cli.config
     checkpoint = find_checkpoint(options.ckpt_path, Path(options.run), may_be_absent=verb == "fit")
+    rank_zero_info(f"run folder: {options.run}")
     method = getattr(cli.trainer, verb)
     extra = {"return_predictions": False} if verb == "predict" else {}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from lightning.fabric.utilities.data import suggested_max_num_workers
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -72,19 +73,18 @@ class Images(LightningDataModule):
             raise HuvrError(f"scale {tuple(scale)}: expected two shares of an image's area, 0 < least <= greatest <= 1")
         if min(side for pair in [(size, batch_size), *(sizes or [])] for side in pair) < 1 or sizes == []:
             raise HuvrError(f"size {size}, sizes {sizes}, batch_size {batch_size}: expected whole numbers, 1 or more")
-        self.root, self.train_split, self.val_split, self.held_out, self.streaming = (
-            root,
-            train_split,
-            val_split,
-            held_out,
-            streaming,
-        )
+        if (workers or 0) < 0 or (epoch_size is not None and epoch_size < 1):
+            raise HuvrError(f"workers {workers}, epoch_size {epoch_size}: expected 0 or more workers, 1 or more samples")
+        self.root, self.streaming = root, streaming
+        self.train_split, self.val_split, self.held_out = train_split, val_split, held_out
         self.size, self.scale = size, (scale[0], scale[1])
         self.sizes = [(height, width) for height, width in sizes or [(size, size)]]
         self.batch_size, self.epoch_size, self.seed = batch_size, epoch_size, seed
         self.workers = min(16, suggested_max_num_workers(1)) if workers is None else workers
         self.train_rows: Rows | IterableDataset | None = None
         self.val_rows: Rows | IterableDataset | None = None
+        self._loader: TrainLoader | None = None
+        self._resume: dict[str, int] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Open the source, decide what is held out, and see that both sides can be read."""
@@ -106,7 +106,8 @@ class Images(LightningDataModule):
         else:
             self.train_rows, self.val_rows = self._hold_out(train)
         for rows in (self.train_rows, self.val_rows):
-            self._see(rows)
+            if rows is not None:
+                self._see(rows)
         if self.root == "photos":
             rank_zero_info(f"photos: training on {', '.join(photos.TRAIN)}; held out: {', '.join(photos.HELD_OUT)}")
 
@@ -122,16 +123,19 @@ class Images(LightningDataModule):
             raise HuvrError(
                 f"data root {self.root!r} has no held-out split, and a stream cannot be divided: set val_split or held_out 0"
             )
+        if len(table) < 2:
+            raise HuvrError(f"data root {self.root!r}: {len(table)} image(s), too few to hold one out; set held_out 0")
         # Not the seed of the run: a run that goes on with another seed must not train on what was held out.
         order = np.random.default_rng(0).permutation(len(table))
-        share = max(1, round(self.held_out * len(table)))
+        share = min(max(1, round(self.held_out * len(table))), len(table) - 1)
         source = f"{self.root} ({self.train_split})"
         return Rows(table, np.sort(order[share:]), source), Rows(table, np.sort(order[:share]), source)
 
-    def _see(self, rows: Rows | IterableDataset | None) -> None:
-        if isinstance(rows, Rows) and len(rows):
+    def _see(self, rows: Rows | IterableDataset) -> None:
+        """Raise unless there is a readable image among ``rows``."""
+        if isinstance(rows, Rows):
             rows.readable(0)
-        if isinstance(rows, IterableDataset) and next(readable(rows, self.root), None) is None:
+        elif next(readable(rows, self.root), None) is None:
             raise HuvrError(f"{self.root}: no image is readable")
 
     @property
@@ -141,7 +145,8 @@ class Images(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """One epoch of complete training batches."""
         rank, world = self._rank
-        rows, epoch_size = self.train_rows, self._epoch_size()
+        rows = self.train_rows
+        epoch_size = self._epoch_size(rows)
         length = epoch_size // (self.batch_size * world)
         if length == 0:
             raise HuvrError(
@@ -157,7 +162,22 @@ class Images(LightningDataModule):
             sampler = TrainStream(rows, self.sizes, self.scale, self.batch_size, self.seed, rank, self.root)
             # A persistent worker would never hear of the next epoch.
             batches = self._batches(sampler, min(self.workers, rows.num_shards), persistent_workers=False)
-        return TrainLoader(batches, sampler, length, self._finished if self.trainer else None)
+        finished = partial(finished_batches, self.trainer) if self.trainer else None
+        self._loader = TrainLoader(batches, sampler, length, self._resume, finished)
+        return self._loader
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the epoch, for a checkpoint.
+
+        Lightning keeps the state of a loader too, but loses it when the trainer knows the loader before the
+        checkpoint, as it does when a schedule asks for the number of steps.
+        """
+        return self._loader.progress() if self._loader else {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Training goes on from there; validation and tests of a checkpoint leave training alone."""
+        if self.trainer is None or self.trainer.training:
+            self._resume.update(state)
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """The held-out images once each, in order; several ranks repeat a few of them to be equally busy."""
@@ -167,7 +187,7 @@ class Images(LightningDataModule):
             return []
         if isinstance(rows, Rows):
             dataset = HeldOutSet(rows, self.size)
-            order = DistributedSampler(dataset, world, rank, shuffle=False)
+            order: DistributedSampler[int] = DistributedSampler(dataset, world, rank, shuffle=False)
             return Loader(self._batches(dataset, self.workers, sampler=order))
         rows = split_dataset_by_node(rows, rank, world)
         return Loader(self._batches(HeldOutStream(rows, self.size, self.root), min(self.workers, rows.num_shards)))
@@ -180,17 +200,19 @@ class Images(LightningDataModule):
             dataset, self.batch_size, num_workers=workers, collate_fn=collate, pin_memory=torch.cuda.is_available(), **options
         )
 
-    def _epoch_size(self) -> int:
+    def _epoch_size(self, rows: Rows | IterableDataset) -> int:
         if self.epoch_size is not None:
             return self.epoch_size
         if self.root == "photos":
             return photos.CROPS_PER_EPOCH
-        if isinstance(self.train_rows, Rows):
-            return len(self.train_rows)
-        known = (self.train_rows.info.splits or {}).get(self.train_split)
+        if isinstance(rows, Rows):
+            return len(rows)
+        known = (rows.info.splits or {}).get(self.train_split)
         if known is None:
             raise HuvrError(f"data root {self.root!r}: the length of this stream is not known: set epoch_size")
         return known.num_examples
 
-    def _finished(self) -> int:
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+
+def finished_batches(trainer: Trainer) -> int:
+    """How many batches of its epoch the trainer has trained on."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 
 from huvr.data.samples import Draw, Sample, Size, seed_of, size_of
 from huvr.data.stream import TrainStream
+from huvr.errors import HuvrError
 
 Batch = dict[str, Tensor]
 
@@ -80,57 +80,62 @@ class Loader:
         return self._told(iter(self.batches))
 
     def _told(self, batches: Iterator[tuple[Batch, list[str]]]) -> Iterator[Batch]:
-        for batch, skipped in batches:
-            for reason in skipped:
-                if reason not in self._skipped:
-                    self._skipped.add(reason)
-                    warnings.warn(f"image skipped, {len(self._skipped)} so far: {reason}", stacklevel=2)
-            yield batch
+        try:
+            for batch, skipped in batches:
+                for reason in skipped:
+                    if reason not in self._skipped:
+                        self._skipped.add(reason)
+                        warnings.warn(f"image skipped, {len(self._skipped)} so far: {reason}", stacklevel=2)
+                yield batch
+        except HuvrError as error:  # a worker's comes with its traceback in the message, the error itself last
+            reason = str(error).strip().splitlines()[-1]
+            raise HuvrError(reason.removeprefix(f"{HuvrError.__module__}.{HuvrError.__name__}: ")) from None
 
 
 class TrainLoader(Loader):
     """Training batches that Lightning can resume in the middle of an epoch.
 
-    Lightning finds ``sampler.set_epoch`` and calls it before each epoch, but after ``iter``; it saves
-    ``state_dict`` with the checkpoint. It leaves the ranks alone, as this is no ``DataLoader``: they
-    are dealt with by ``sampler``.
+    Lightning finds ``sampler.set_epoch`` and calls it before each epoch, but after ``iter``. It leaves
+    the ranks alone, as this is no ``DataLoader``: they are dealt with by ``sampler``.
 
     Args:
         batches: where they come from.
         sampler: what decides on them, the sampler or the stream of ``batches``.
         length: batches in an epoch.
+        resume: a ``progress`` to go on from, emptied when the next iteration begins; may be filled until then.
         finished: how many batches of this epoch the trainer has finished, which a checkpoint written in
             the middle of a step needs to know; by default those handed out, not those prefetched.
     """
 
     def __init__(
-        self, batches: DataLoader, sampler: Draws | TrainStream, length: int, finished: Callable[[], int] | None = None
+        self,
+        batches: DataLoader,
+        sampler: Draws | TrainStream,
+        length: int,
+        resume: dict[str, int],
+        finished: Callable[[], int] | None = None,
     ) -> None:
         super().__init__(batches)
         self.sampler = sampler
         self.length = length
-        self.finished = finished or (lambda: self.handed)
+        self.resume = resume
         self.epoch = self.handed = 0
-        self._resume: dict[str, Any] | None = None
+        self.finished = finished or (lambda: self.handed)
 
     def __len__(self) -> int:
         return self.length
 
-    def state_dict(self) -> dict[str, int]:
+    def progress(self) -> dict[str, int]:
         """The epoch, and how many of its batches are done with."""
-        return self._resume or {"epoch": self.epoch, "batches": self.finished()}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next iteration gives the rest of that epoch, if it is of that epoch."""
-        self._resume = dict(state)
+        return dict(self.resume) or {"epoch": self.epoch, "batches": self.finished()}
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: nothing happens before the first batch is asked for, when the epoch is known.
-        resume, self._resume = self._resume, None
-        self.epoch, self.handed = self.sampler.epoch, 0
-        if resume and resume["epoch"] == self.epoch:
-            self.handed = min(resume["batches"], self.length)
-        self.sampler.start = self.handed
+        self.epoch = self.sampler.epoch
+        # A checkpoint written at the end of an epoch is of no concern to the next one.
+        done = self.resume["batches"] if self.resume.get("epoch") == self.epoch else 0
+        self.resume.clear()
+        self.handed = self.sampler.start = min(done, self.length)
         # A stream can only begin where it is the first worker's turn.
         surplus = self.handed % max(1, self.batches.num_workers) if isinstance(self.sampler, TrainStream) else 0
         for batch in self._told(islice(self.batches, surplus, surplus + self.length - self.handed)):

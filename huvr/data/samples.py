@@ -25,11 +25,15 @@ from huvr.errors import HuvrError
 Sample = dict[str, Any]
 Size = tuple[int, int]
 
+# A source of few photographs gives many crops of each, and decoding is the dearest part of a crop.
+KEPT_IMAGES = 64
+KEPT_PIXELS = 2**25  # 128 MiB in Pillow's 4 bytes a pixel, per worker
+
 
 class Draw(NamedTuple):
     """One training sample: which image, the seed of its crop, and its size (H, W)."""
 
-    index: int
+    row: int
     seed: int
     size: Size
 
@@ -78,10 +82,12 @@ class Found(NamedTuple):
 
 
 class Rows:
-    """Some of the rows of a table, by number."""
+    """Some of the rows of a table, by number; the decoded pictures of a small source stay in memory."""
 
     def __init__(self, table: datasets.Dataset, numbers: np.ndarray, source: str) -> None:
         self.table, self.numbers, self.source = table, numbers, source
+        self._kept: dict[int, Image.Image] = {}
+        self._room = KEPT_PIXELS if len(numbers) <= KEPT_IMAGES else 0
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -93,10 +99,19 @@ class Rows:
             number = int(self.numbers[(index + step) % len(self)])
             row = self.table[number]
             try:
-                return Found(decode(row, f"{self.source} row {number}"), row, skipped)
+                return Found(self._picture(number, row), row, skipped)
             except HuvrError as error:
                 skipped.append(str(error))
         raise HuvrError(f"{self.source}: none of the {len(self)} images is readable, the first being {skipped[0]}")
+
+    def _picture(self, number: int, row: dict[str, Any]) -> Image.Image:
+        if number in self._kept:
+            return self._kept[number]
+        picture = decode(row, f"{self.source} row {number}")
+        if (pixels := picture.width * picture.height) <= self._room:
+            self._room -= pixels
+            self._kept[number] = picture
+        return picture
 
 
 class TrainSet(Dataset[Sample]):
@@ -106,7 +121,7 @@ class TrainSet(Dataset[Sample]):
         self.rows, self.scale = rows, scale
 
     def __getitem__(self, draw: Draw) -> Sample:
-        return self.rows.readable(draw.index).crop(draw.seed, draw.size, self.scale)
+        return self.rows.readable(draw.row).crop(draw.seed, draw.size, self.scale)
 
 
 class HeldOutSet(Dataset[Sample]):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
 
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset
 from huggingface_hub import HfApi
@@ -14,7 +16,7 @@ from huvr.data import photos
 from huvr.data.reading import list_images
 from huvr.errors import HuvrError
 
-Table = Dataset | IterableDataset
+Table: TypeAlias = Dataset | IterableDataset
 
 ALLOWED = "'photos', a folder of images, a Parquet or Arrow file or a folder of them, or the id of a Hugging Face data set"
 HELD_OUT_SPLITS = ("validation", "val", "valid", "dev", "test")
@@ -26,16 +28,17 @@ def open_splits(root: str, streaming: bool = False) -> dict[str, Table]:
 
     Args:
         root: one of ``ALLOWED``.
-        streaming: open Parquet, Arrow and hub sources row by row, without a converted copy in the cache.
+        streaming: open Parquet, Arrow and hub sources row by row, without a converted copy in the cache
+            (folders of images are never copied).
 
     Raises:
         HuvrError: nothing is there, or no images are in it.
     """
     path = Path(root).expanduser()
     if root == "photos":
-        return _stream({split: _listing(files) for split, files in photos.paths().items()}, streaming)
+        return {split: _listing(files) for split, files in photos.paths().items()}
     if path.is_dir() and not (packs := _packs(path)):
-        return _stream(_folder(path), streaming)
+        return dict(_folder(path))
     if path.is_dir():
         tables = _load(root, streaming, packs[0].suffix, packs)
     elif path.suffix in (".parquet", ".arrow"):
@@ -72,12 +75,6 @@ def _listing(paths: list[Path], labels: list[int] | None = None, names: list[str
     return Dataset.from_dict(columns | {"label": labels}, Features(features | {"label": ClassLabel(names=names)}))
 
 
-def _stream(tables: dict[str, Dataset], streaming: bool) -> dict[str, Table]:
-    if not streaming:
-        return dict(tables)
-    return {split: table.to_iterable_dataset(num_shards=min(len(table), 64)) for split, table in tables.items()}
-
-
 def _packs(folder: Path) -> list[Path]:
     """Parquet files at most one folder deep, else Arrow files."""
     for suffix in (".parquet", ".arrow"):
@@ -102,10 +99,9 @@ def _load(root: str, streaming: bool, suffix: str, files: list[Path]) -> dict[st
 
 def _hub(root: str, streaming: bool) -> dict[str, Table]:
     try:
-        try:  # one quick question first: load_dataset asks an unreachable hub for half a minute
+        # One quick question first: load_dataset asks an unreachable hub for half a minute.
+        with suppress(OfflineModeIsEnabled):  # HF_HUB_OFFLINE=1: what is in the cache can still be loaded
             HfApi().dataset_info(root, timeout=10)
-        except OfflineModeIsEnabled:
-            pass  # HF_HUB_OFFLINE=1: what is in the cache can still be loaded
         return dict(load_dataset(root, streaming=streaming))
     except Exception as error:
         raise HuvrError(

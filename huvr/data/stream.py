@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, islice
 from typing import Any
@@ -30,6 +31,8 @@ def readable(rows: Iterable[dict[str, Any]], source: str) -> Iterator[Found]:
         yield Found(image, row, skipped)
         yield from (Found(image, row, []) for _ in skipped)
         skipped = []
+    if skipped:  # no readable image comes after them
+        warnings.warn(f"{source}: images at the end of the stream skipped: {'; '.join(skipped)}", stacklevel=2)
 
 
 class HeldOutStream(IterableDataset[Sample]):
@@ -82,4 +85,8 @@ class TrainStream(IterableDataset[Sample]):
 
     def _passes(self) -> Iterator[dict[str, Any]]:
         for turn in count():
-            yield from self.rows.shuffle(seed=seed_of("pass", self.seed, self.epoch, turn), buffer_size=SHUFFLE_BUFFER)
+            row = None
+            for row in self.rows.shuffle(seed=seed_of("pass", self.seed, self.epoch, turn), buffer_size=SHUFFLE_BUFFER):
+                yield row
+            if row is None:
+                raise HuvrError(f"{self.source}: a rank or worker gets no rows of this stream; use fewer, or streaming false")

@@ -1,0 +1,32 @@
+"""Silence for what libraries say on every run and a user can do nothing about."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+LINES = (
+    "💡 Tip: ",  # advertises a logger
+    "TPU available: ",
+    "Loading `train_dataloader` to estimate",  # our learning rate needs the number of steps
+)
+WARNINGS = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
+    "Checkpoint directory .* exists and is not empty",  # the run folder of a run that goes on
+    "Precision .* is not supported by the model summary",
+    "The `srun` command is available on your system but is not used",
+    ".*does not have many workers",  # the data module chooses their number, or the config does
+)
+LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
+
+
+def calm() -> None:
+    """Drop those messages for the rest of this process; everything else still shows."""
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(worth_reading)
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", message)
+
+
+def worth_reading(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(LINES)

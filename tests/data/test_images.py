@@ -1,0 +1,244 @@
+"""The data module: from a source to batches, whatever the source, the workers and the place to go on from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from known_images import numbers, write_folder, write_pack
+from torch import Tensor
+
+from huvr.data import Images, stream
+from huvr.errors import HuvrError
+
+Batches = list[dict[str, Tensor]]
+SHAPES = [(16, 16), (8, 24)]
+
+
+def images(root: Path | str, **options: Any) -> Images:
+    data = Images(str(root), **({"size": 16, "batch_size": 2, "workers": 0} | options))
+    data.setup()
+    return data
+
+
+def epoch(data: Images, number: int = 0) -> Batches:
+    """As Lightning goes about it: ``set_epoch`` comes after ``iter``."""
+    loader = data.train_dataloader()
+    return epoch_of(loader, number)
+
+
+def epoch_of(loader: Any, number: int) -> Batches:
+    batches = iter(loader)
+    loader.sampler.set_epoch(number)
+    return list(batches)
+
+
+def equal(first: Batches, second: Batches) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(one["image"], other["image"]) for one, other in zip(first, second, strict=True)
+    )
+
+
+def labels(batches: Iterable[dict[str, Tensor]]) -> list[int]:
+    return [int(label) for batch in batches for label in batch["label"]]
+
+
+def rank(number: int, world: int) -> Any:
+    return SimpleNamespace(global_rank=number, world_size=world)
+
+
+def test_a_folder_without_splits_is_divided_once_for_all_seeds(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos", range(20))
+    sides = [
+        (numbers(data.val_dataloader()), numbers(epoch(data))) for data in (images(folder, held_out=0.2, seed=s) for s in (0, 1))
+    ]
+    (held_out, train), (held_out_again, train_again) = sides
+    assert len(held_out) == 4
+    assert held_out == held_out_again == sorted(held_out)
+    assert sorted([*held_out, *train]) == list(range(20))
+    assert train != train_again
+    assert sorted(train) == sorted(train_again)
+
+
+def test_batches_are_uint8_pictures_with_the_labels_of_their_folders(tmp_path: Path) -> None:
+    for name, pictures in {"train/b": range(4), "train/a": range(4, 8), "val/a": [8]}.items():
+        write_folder(tmp_path / name, pictures)
+    data = images(tmp_path, sizes=[(8, 24)], batch_size=4)
+    batches = epoch(data)
+    assert [batch["image"].shape for batch in batches] == [(4, 3, 8, 24)] * 2
+    assert {batch["image"].dtype for batch in batches} == {torch.uint8}
+    assert {batch["label"].dtype for batch in batches} == {torch.int64}
+    assert labels(batches) == [int(number < 4) for number in numbers(batches)]
+    (held_out,) = data.val_dataloader()
+    assert (held_out["image"].shape, numbers([held_out]), labels([held_out])) == ((1, 3, 16, 16), [8], [0])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_shards_give_every_image_once_with_its_label(shards: Path, streaming: bool) -> None:
+    data = images(shards, streaming=streaming, epoch_size=16)
+    batches = epoch(data)
+    assert sorted(numbers(batches)) == list(range(16))
+    assert labels(batches) == numbers(batches)
+    assert numbers(batches) != numbers(epoch_of(data.train_dataloader(), 1))
+    assert numbers(data.val_dataloader()) == [100, 101, 102]
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.1])
+def test_nothing_is_held_out_when_asked_for(tmp_path: Path, held_out: float) -> None:
+    data = images(write_folder(tmp_path / "photos", range(4)), held_out=held_out)
+    assert len(numbers(epoch(data, 0))) == (4 if held_out == 0 else 2)
+    assert len(list(data.val_dataloader())) == (0 if held_out == 0 else 1)
+
+
+def test_workers_do_not_change_batches_and_hear_of_the_next_epoch(noise: Path) -> None:
+    alone, helped = (images(noise, sizes=SHAPES, workers=workers).train_dataloader() for workers in (0, 2))
+    first, second = ([epoch_of(loader, number) for number in range(2)] for loader in (alone, helped))
+    assert equal(first[0], second[0])
+    assert equal(first[1], second[1])
+    assert not equal(first[0], first[1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("done", [2, 3])
+def test_resuming_in_the_middle_gives_exactly_the_rest(
+    noise: Path, shards: Path, workers: int, streaming: bool, done: int
+) -> None:
+    options = {"sizes": SHAPES, "workers": workers, "streaming": streaming, "epoch_size": 14}
+    root = shards if streaming else noise
+    whole = images(root, **options).train_dataloader()
+    expected = [epoch_of(whole, number) for number in (1, 2)]
+
+    broken, resumed = images(root, **options), images(root, **options)
+    loader = broken.train_dataloader()
+    loader.sampler.set_epoch(1)
+    begun = list(islice(loader, done))
+    resumed.load_state_dict(broken.state_dict())
+    assert resumed.train_dataloader().progress() == {"epoch": 1, "batches": done}
+    loader = resumed.train_dataloader()
+    rest = epoch_of(loader, 1)
+    assert equal([*begun, *rest], expected[0])
+    assert equal(epoch_of(loader, 2), expected[1])
+
+
+def test_a_state_that_comes_after_the_loader_counts_too_but_only_once(noise: Path) -> None:
+    data = images(noise)
+    loader = data.train_dataloader()
+    batches = iter(loader)
+    data.load_state_dict({"epoch": 0, "batches": 4})
+    assert len(list(batches)) == 2
+    assert len(list(loader)) == 6
+
+
+def test_a_state_of_another_epoch_or_loaded_to_validate_skips_nothing(noise: Path) -> None:
+    data = images(noise)
+    data.load_state_dict({"epoch": 0, "batches": 6})
+    assert len(epoch(data, 1)) == 6
+    data.trainer = SimpleNamespace(training=False)
+    data.load_state_dict({"epoch": 0, "batches": 4})
+    data.trainer = None
+    assert len(epoch(data, 0)) == 6
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_ranks_see_different_images_of_the_same_sizes(shards: Path, streaming: bool) -> None:
+    seen, shapes = [], []
+    for number in range(2):
+        data = images(shards, streaming=streaming, sizes=SHAPES, epoch_size=16)
+        data.trainer = rank(number, 2)
+        batches = epoch(data)
+        seen.append(numbers(batches))
+        shapes.append([batch["image"].shape for batch in batches])
+        data.trainer = None
+    assert sorted([*seen[0], *seen[1]]) == list(range(16))
+    assert shapes[0] == shapes[1]
+    assert len(set(shapes[0])) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_corrupt_images_are_replaced_named_and_counted_once(tmp_path: Path, workers: int) -> None:
+    folder = write_folder(tmp_path / "photos", range(10), corrupt=[4, 7])
+    data = images(folder, held_out=0, workers=workers)
+    with pytest.warns(UserWarning, match="image skipped") as told:
+        first, second = (epoch(data, number) for number in range(1)), epoch(data, 0)
+        found = sorted(numbers(second))
+    assert found == [0, 1, 2, 3, 5, 5, 6, 8, 8, 9]  # the next one in place of a corrupt one
+    messages = [str(warning.message) for warning in told if "skipped" in str(warning.message)]
+    assert [message.partition(" so far")[0] for message in messages] == ["image skipped, 1", "image skipped, 2"]
+    assert {name for name in ("004.png", "007.png") if any(name in message for message in messages)} == {"004.png", "007.png"}
+    del first
+
+
+def test_corrupt_rows_of_a_stream_are_replaced_and_named_even_at_its_end(tmp_path: Path) -> None:
+    write_pack(tmp_path / "train.parquet", range(4), corrupt=[1])
+    write_pack(tmp_path / "val.parquet", range(10, 13), corrupt=[10, 12])
+    data = images(tmp_path, streaming=True, epoch_size=4)
+    with pytest.warns(UserWarning, match=r"image skipped, 1 so far: 001\.png: not a readable image"):
+        assert set(numbers(epoch(data))) == {0, 2, 3}
+    with pytest.warns(UserWarning) as told:
+        assert numbers(data.val_dataloader()) == [11, 11]
+    assert [name for name in ("010.png", "012.png") if any(name in str(warning.message) for warning in told)] == [
+        "010.png",
+        "012.png",
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_all_corrupt_is_an_error(tmp_path: Path, streaming: bool) -> None:
+    write_pack(tmp_path / "x.parquet", [], corrupt=range(3))
+    with warnings.catch_warnings(), pytest.raises(HuvrError, match=r"no image is readable|none of the 3 images is readable"):
+        warnings.simplefilter("ignore")
+        images(tmp_path, streaming=streaming, held_out=0)
+
+
+def test_an_error_in_a_worker_stays_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "PATIENCE", 2)
+    monkeypatch.setattr(stream, "SHUFFLE_BUFFER", 1)
+    data = images(write_pack(tmp_path / "x.parquet", [0], corrupt=[1, 2]), streaming=True, held_out=0, workers=1, epoch_size=8)
+    with pytest.raises(HuvrError, match=r"^\S+x\.parquet: 2 unreadable images in a row, the first being 00\d\.png: [^\n]+$"):
+        epoch(data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_split": "training"}, "no split 'training'; it has train, validation"),
+        ({"val_split": "test"}, "no split 'test'; it has train, validation"),
+        ({"val_split": "train"}, "train_split and val_split are both 'train'"),
+        ({"held_out": 1.0}, "held_out 1.0: expected a share from 0 to below 1"),
+        ({"scale": (0.5, 0.2)}, "expected two shares of an image's area"),
+        ({"sizes": []}, "expected whole numbers, 1 or more"),
+        ({"batch_size": 0}, "expected whole numbers, 1 or more"),
+        ({"workers": -1}, "workers -1, epoch_size None: expected 0 or more workers"),
+        ({"epoch_size": 0}, "workers 0, epoch_size 0: expected 0 or more workers, 1 or more samples"),
+    ],
+)
+def test_wrong_options_are_errors_that_say_what_is_allowed(shards: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(HuvrError, match=message):
+        images(shards, **options)
+
+
+def test_a_batch_larger_than_the_data_is_an_error(noise: Path) -> None:
+    with pytest.raises(HuvrError, match="batch_size 64 on 1 device.* more than the 12 training images of an epoch: at most 12"):
+        images(noise, batch_size=64).train_dataloader()
+
+
+def test_one_image_cannot_be_divided(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos", [5])
+    with pytest.raises(HuvrError, match=r"1 image\(s\), too few to hold one out; set held_out 0"):
+        images(folder)
+    assert numbers(epoch(images(folder, held_out=0, epoch_size=4))) == [5] * 4
+
+
+def test_a_stream_needs_a_held_out_split_and_a_length(tmp_path: Path) -> None:
+    root = write_pack(tmp_path / "x.parquet", range(4))
+    with pytest.raises(HuvrError, match="a stream cannot be divided: set val_split or held_out 0"):
+        images(root, streaming=True)
+    with pytest.raises(HuvrError, match="length of this stream is not known: set epoch_size"):
+        images(root, streaming=True, held_out=0).train_dataloader()

@@ -1,0 +1,137 @@
+"""Sources of every kind, opened as tables of undecoded images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
+from huggingface_hub import HfApi
+from known_images import flat_bytes, write_folder, write_pack
+
+from huvr.data import sources
+from huvr.data.sources import open_splits
+from huvr.errors import HuvrError
+
+
+def files(table: Dataset) -> list[str]:
+    return [Path(cell["path"]).name for cell in table["image"]]
+
+
+def test_a_plain_folder_is_one_split_without_labels(tmp_path: Path) -> None:
+    splits = open_splits(str(write_folder(tmp_path / "photos", [2, 0, 1])))
+    assert list(splits) == ["train"]
+    assert splits["train"].column_names == ["image"]
+    assert files(splits["train"]) == ["000.png", "001.png", "002.png"]
+
+
+def test_class_folders_label_their_images_by_name_and_alike_in_all_splits(tmp_path: Path) -> None:
+    for folder, pictures in {"train/cat": [0], "train/dog": [1, 2], "val/dog": [3], "val/ape": [4]}.items():
+        write_folder(tmp_path / folder, pictures)
+    splits = open_splits(str(tmp_path))
+    assert splits["train"].features["label"].names == ["ape", "cat", "dog"]
+    assert (files(splits["train"]), splits["train"]["label"][:]) == (["000.png", "001.png", "002.png"], [1, 2, 2])
+    assert (files(splits["val"]), splits["val"]["label"][:]) == (["004.png", "003.png"], [0, 2])
+
+
+def test_images_beside_class_folders_leave_all_unlabelled(tmp_path: Path) -> None:
+    write_folder(tmp_path / "cat", [0])
+    write_folder(tmp_path, [1])
+    assert open_splits(str(tmp_path))["train"].column_names == ["image"]
+
+
+@pytest.mark.parametrize("name", ["train-00000-of-00002.parquet", "train/part.parquet", "part.parquet", "trained.parquet"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_files_are_split_by_their_name_or_folder(tmp_path: Path, name: str, streaming: bool) -> None:
+    write_pack(tmp_path / name, [5, 6])
+    write_pack(tmp_path / "test.parquet", [7])
+    splits = open_splits(str(tmp_path), streaming)
+    assert {split: [row["label"] for row in table] for split, table in splits.items()} == {"train": [5, 6], "test": [7]}
+    assert all(isinstance(table, IterableDataset) == streaming for table in splits.values())
+    assert next(iter(splits["test"]))["image"] == {"bytes": flat_bytes(7), "path": "007.png"}
+
+
+def test_a_single_parquet_file_is_all_train(tmp_path: Path) -> None:
+    splits = open_splits(str(write_pack(tmp_path / "test.parquet", [7])))
+    assert splits["train"]["label"][:] == [7]
+
+
+def test_a_pack_that_datasets_wrote_keeps_class_names_and_loses_other_columns(tmp_path: Path) -> None:
+    features = Features({"img": Image(), "label": ClassLabel(names=["cat", "dog"]), "caption": Value("string")})
+    rows = {"img": [{"bytes": flat_bytes(n), "path": None} for n in range(2)], "label": [1, 0], "caption": ["a", "b"]}
+    Dataset.from_dict(rows, features).to_parquet(tmp_path / "x.parquet")
+    table = open_splits(str(tmp_path / "x.parquet"))["train"]
+    assert table.column_names == ["image", "label"]
+    assert table.features["label"].names == ["cat", "dog"]
+    assert table[0] == {"image": {"bytes": flat_bytes(0), "path": None}, "label": 1}
+
+
+def test_arrow_as_save_to_disk_leaves_it(tmp_path: Path) -> None:
+    def table(*pictures: int) -> Dataset:
+        cells = [{"bytes": flat_bytes(number), "path": None} for number in pictures]
+        return Dataset.from_dict({"image": cells}, Features({"image": Image()}))
+
+    DatasetDict({"train": table(1, 2), "validation": table(3)}).save_to_disk(tmp_path / "set")
+    splits = open_splits(str(tmp_path / "set"))
+    assert {split: len(table) for split, table in splits.items()} == {"train": 2, "validation": 1}
+    assert splits["validation"][0]["image"]["bytes"] == flat_bytes(3)
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"], [0.5, 1.0], [{"bytes": b"", "path": ""}] * 2], ids=["text", "float", "mask"])
+def test_what_is_no_class_number_is_no_label(tmp_path: Path, labels: list[object]) -> None:
+    table = pa.Table.from_pylist([{"image": {"bytes": b"", "path": ""}, "label": label} for label in labels])
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert open_splits(str(tmp_path / "x.parquet"))["train"].column_names == ["image"]
+
+
+def test_a_table_without_images_names_its_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "number": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(HuvrError, match=r"x\.parquet': no image column among text, number; expected one called image"):
+        open_splits(str(tmp_path / "x.parquet"))
+
+
+def test_a_broken_pack_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"no Parquet")
+    with pytest.raises(HuvrError, match=r"^data root '\S+x\.parquet': not readable as Parquet \([^\n]+\)$"):
+        open_splits(str(tmp_path / "x.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gone/folder/deep", "no such file or folder; allowed: 'photos', a folder of images, a Parquet"),
+        ("gone.parquet", "no such file; allowed: 'photos', a folder"),
+        ("notes.txt", "not a data set; allowed: 'photos'"),
+    ],
+)
+def test_what_is_no_source_is_an_error_that_says_what_is(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(HuvrError, match=message):
+        open_splits(str(tmp_path / name))
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(HuvrError, match="no images in this folder"):
+        open_splits(str(tmp_path))
+
+
+def test_other_names_are_asked_for_at_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    table = Dataset.from_dict({"image": [{"bytes": flat_bytes(1), "path": None}]}, Features({"image": Image()}))
+    monkeypatch.setattr(HfApi, "dataset_info", lambda self, root, timeout: asked.append(root))
+    monkeypatch.setattr(sources, "load_dataset", lambda root, streaming: asked.append((root, streaming)) or {"train": table})
+    assert open_splits("someone/pictures", streaming=True)["train"][0]["image"]["bytes"] == flat_bytes(1)
+    assert asked == ["someone/pictures", ("someone/pictures", True)]
+
+
+def test_a_hub_that_does_not_answer_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to host\nand more")
+
+    monkeypatch.setattr(HfApi, "dataset_info", refuse)
+    with pytest.raises(
+        HuvrError, match=r"^data root 'imagenett': no such file or folder, and not to be had .*no route to host\)"
+    ):
+        open_splits("imagenett")

@@ -1,0 +1,65 @@
+"""Crops of pictures whose pixels say where they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from huvr.data.transforms import centre_crop, random_crop
+
+SIDE = 200
+
+
+def coordinates(height: int, width: int) -> Image.Image:
+    """Red is x, green is y."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 96), (96, 40), (40, 40)])
+def test_the_middle_square_at_its_own_size_is_cut_out_exactly(height: int, width: int) -> None:
+    image = coordinates(height, width)
+    top, left = (height - 40) // 2, (width - 40) // 2
+    expected = np.asarray(image)[top : top + 40, left : left + 40].transpose(2, 0, 1)
+    crop = centre_crop(40)(image)
+    assert crop.dtype == torch.uint8
+    np.testing.assert_array_equal(crop.numpy(), expected)
+
+
+def test_the_shorter_side_is_brought_to_the_size_first() -> None:
+    crop = centre_crop(20)(coordinates(80, 240)).float()
+    # A quarter of the scale: pixel centres 4 apart, the middle square begins at x = 80.
+    np.testing.assert_allclose(crop[0, 10, 2:-2], 80 + 4 * np.arange(2, 18) + 1.5, atol=1)
+    np.testing.assert_allclose(crop[1, 2:-2, 10], 4 * np.arange(2, 18) + 1.5, atol=1)
+
+
+@pytest.mark.parametrize("crop", [centre_crop(16), random_crop((16, 16), (1.0, 1.0))])
+def test_enlarged_stripes_do_not_alias(crop: object) -> None:
+    stripes = np.zeros((128, 128, 3), np.uint8)
+    stripes[:, ::2] = 255
+    values = crop(Image.fromarray(stripes)).float()  # type: ignore[operator]
+    assert (values - 127.5).abs().max() < 12
+
+
+@pytest.mark.parametrize("size", [(40, 40), (20, 60), (60, 20)])
+def test_random_crops_keep_to_the_area_and_aspect_asked_for(size: tuple[int, int]) -> None:
+    crop, image = random_crop(size, (0.1, 0.3)), coordinates(SIDE, SIDE)
+    shares, aspects, flips = [], [], 0
+    torch.manual_seed(0)
+    for _ in range(100):
+        values = crop(image).float()
+        assert values.shape == (3, *size)
+        # Slope times pixels: what the crop spans, free of the rounding at its edges.
+        across = float(values[0, :, -3].mean() - values[0, :, 2].mean()) / (size[1] - 5) * size[1]
+        down = float(values[1, -3].mean() - values[1, 2].mean()) / (size[0] - 5) * size[0]
+        flips += across < 0
+        assert down > 0
+        shares.append(abs(across) * down / SIDE**2)
+        aspects.append(abs(across) / down / (size[1] / size[0]))
+    assert 0.09 < min(shares) < 0.14
+    assert 0.26 < max(shares) < 0.32
+    assert 0.70 < min(aspects) < 0.85
+    assert 1.18 < max(aspects) < 1.43
+    assert 30 < flips < 70
