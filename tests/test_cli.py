@@ -201,6 +201,36 @@ def test_short_names_reach_into_subclasses(folder: Path) -> None:
     assert config["trainer"]["max_steps"] == 1
 
 
+def test_callbacks_replace_and_callbacks_plus_appends(folder: Path) -> None:
+    summary, monitor = {"class_path": "ModelSummary"}, {"class_path": "LearningRateMonitor"}
+    write("own.yaml", {"trainer": {"enable_model_summary": True, "callbacks": [summary]}})
+    Path("more.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks+": [monitor]}}))
+    Path("other.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [monitor]}}))
+    for config, expected in ("more.yaml", ["ModelSummary", "LearningRateMonitor"]), ("other.yaml", ["LearningRateMonitor"]):
+        assert main(["fit", "--config", "own.yaml", "--config", config]) == 0
+        names = [each["class_path"].rpartition(".")[2] for each in saved("runs/own")["trainer"]["callbacks"]]
+        assert names == expected
+    assert main(["fit", "--config", "own.yaml", "--trainer.callbacks+=LearningRateMonitor"]) == 0
+    assert len(saved("runs/own")["trainer"]["callbacks"]) == 2
+
+
+def test_links_stay_out_of_what_is_saved(folder: Path) -> None:
+    assert main(["fit", "--config", "tiny.yaml"]) == 0
+    first = saved("runs/tiny")
+    assert "default_root_dir" not in first["trainer"]
+    content = torch.load("runs/tiny/checkpoints/last.ckpt", weights_only=True)
+    assert {name for name in content["hyper_parameters"] if not name.startswith("_")} == {"net", "lr", "width", "fault"}
+    Path("runs/tiny").rename("moved")
+    assert main(["fit", "--config", "moved/config_fit.yaml"]) == 0
+    assert saved("runs/tiny") == first
+
+
+def test_a_run_without_a_config_is_named_after_the_verb(folder: Path) -> None:
+    options = ["--model", f"{HERE}.TinyModel", "--model.net.tintok_dim=8", "--data", f"{HERE}.TinyData"]
+    assert main(["fit", *options, "--trainer.max_steps=1", "--trainer.accelerator=cpu"]) == 0
+    assert Path("runs/fit/checkpoints/last.ckpt").is_file()
+
+
 def test_resuming_from_auto_takes_the_newest(folder: Path) -> None:
     import os
 
@@ -239,16 +269,25 @@ def test_a_shipped_config_is_found_from_any_folder(folder: Path, monkeypatch: py
     ("changes", "message"),
     [
         ({"model": {"init_args": {"lrr": 1}}}, "unknown option model.lrr: did you mean model.lr?"),
-        ({"model": {"init_args": {"net": {"tintok_dims": 1}}}}, "unknown option model.net.tintok_dims: did you mean model.net.tintok_dim?"),
+        (
+            {"model": {"init_args": {"net": {"tintok_dims": 1}}}},
+            "unknown option model.net.tintok_dims: did you mean model.net.tintok_dim?",
+        ),
         ({"modle": {"lr": 1}}, "unknown option modle.lr: did you mean model.lr?"),
         ({"trainer": {"max_step": 1}}, "unknown option trainer.max_step: did you mean trainer.max_steps?"),
         ({"data": {"init_args": {"zzz": 1}}}, "unknown option data.zzz; allowed are data.broken, data.root"),
         ({"data": {"root": "x"}}, "data: beside class_path there is only init_args, which holds the options of the class"),
         ({"model": {"init_args": {"lr": "fast"}}}, "model.lr: expected float, got 'fast'"),
-        ({"model": {"init_args": {"net": {"modulation": "fre"}}}}, "model.net.modulation: expected 'free' or 'released', got 'fre'"),
+        (
+            {"model": {"init_args": {"net": {"modulation": "fre"}}}},
+            "model.net.modulation: expected 'free' or 'released', got 'fre'",
+        ),
         ({"trainer": {"max_steps": "many"}}, "trainer.max_steps: expected int, got 'many'"),
         ({"trainer": {"default_root_dir": "x"}}, "trainer.default_root_dir follows from run: set run instead"),
-        ({"model": {"class_path": f"{HERE}.Nothing"}}, f"model: there is no class {HERE}.Nothing (module '{HERE}' has no attribute 'Nothing')"),
+        (
+            {"model": {"class_path": f"{HERE}.Nothing"}},
+            f"model: there is no class {HERE}.Nothing (module '{HERE}' has no attribute 'Nothing')",
+        ),
         (
             {"trainer": {"callbacks": [{"class_path": "ModelCheckpoints"}]}},
             "trainer.callbacks: there is no class ModelCheckpoints (not a dotted path such as package.module.Class)",
@@ -258,7 +297,7 @@ def test_a_shipped_config_is_found_from_any_folder(folder: Path, monkeypatch: py
             "unknown option trainer.callbacks.save_lastt: did you mean trainer.callbacks.save_last?",
         ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_in_a_config(folder: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str) -> None:
     write("bad.yaml", changes)
     assert error_of(capsys, "fit", "--config", "bad.yaml") == f"bad.yaml: {message}"
@@ -296,6 +335,10 @@ def test_files_that_are_no_config(folder: Path, capsys: pytest.CaptureFixture[st
         (["--ckpt_path", "tiny.yaml"], "checkpoint tiny.yaml: not a .ckpt file of huvr fit"),
         (["--config", "nothing.yaml"], "config nothing.yaml: no such file, and not one of the shipped"),
         (["--run", "tiny.yaml/run"], "tiny.yaml/run: Not a directory"),
+        (["--run", "tiny.yaml"], "tiny.yaml: "),
+        (["--trainer.default_root_dir", "x"], "trainer.default_root_dir follows from run: set run instead"),
+        (["--trainer.callbacks+=ModelSummaryy"], "trainer.callbacks: there is no class ModelSummaryy"),
+        (["stray"], "unknown option stray"),
         (["--data.broken", "true"], "photo.jpg: not a readable image"),
     ],
 )
@@ -330,3 +373,38 @@ def test_ctrl_c(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning has turned it off
     assert capsys.readouterr().err.splitlines()[-1] == "huvr: interrupted"
+
+
+BORING = """
+model: {class_path: lightning.pytorch.demos.boring_classes.BoringModel}
+data: {class_path: lightning.pytorch.demos.boring_classes.BoringDataModule}
+trainer: {max_steps: 1, limit_val_batches: 0, log_every_n_steps: 1, accelerator: cpu}
+"""
+
+
+def in_a_terminal(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "huvr", *arguments], capture_output=True, text=True)
+
+
+def test_the_terminal_stays_calm(folder: Path) -> None:
+    Path("boring.yaml").write_text(BORING)
+    assert in_a_terminal("fit", "--config", "boring.yaml").returncode == 0
+    done = in_a_terminal("fit", "--config", "boring.yaml", "--ckpt_path", "auto", "--trainer.max_steps=2")
+    assert done.returncode == 0, done.stderr
+    for noise in ("Tip", "litlogger", "TPU", "deprecated", "not empty", "workers"):
+        assert noise not in done.stderr
+    assert "run folder: runs/boring" in done.stderr
+    assert "GPU available: " in done.stderr  # news, not noise
+
+
+def test_errors_in_a_terminal_are_one_line_and_status_2(folder: Path) -> None:
+    for arguments, error in (
+        (["fit", "--config", "tiny.yml"], "config tiny.yml: no such file, and not one of the shipped"),
+        (["reconstruct", "photo.jpg", "--out", "there"], "the following arguments are required: encoder"),
+    ):
+        done = in_a_terminal(*arguments)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert done.stderr.startswith(f"huvr: error: {error}")
+        assert done.stderr.count("\n") == 1
+    assert [path.name for path in folder.iterdir()] == ["tiny.yaml"]

@@ -55,10 +55,15 @@ def pictures(photos: list[Path], out: Path) -> dict[Path, Path]:
     """Every photo with the path of its pictures up to ``_panel.png``.
 
     Folders keep their inner structure, equal names get numbers.
+
+    Raises:
+        HuvrError: for a photo or folder that does not exist, before any work is done.
     """
     targets: dict[Path, Path] = {}
     seen: Counter[Path] = Counter()
     for given in photos:
+        if not given.exists():
+            raise HuvrError(f"{given}: no such file or folder")
         for path in list_images(given) if given.is_dir() else [given]:
             name = (path.relative_to(given) if given.is_dir() else Path(path.name)).with_suffix("")
             seen[name] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from huvr.model.decoder import TokenDecoder
 from huvr.model.encoder import Encoder, released_vit
 from huvr.model.inr import PatchINR, ReleasedPatchINR
 from huvr.model.tokens import Tokens
+
+Positions = Literal["scaled", "index"]
+Modulation = Literal["free", "released"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class HUVRConfig:
         tintok_dim: numbers per TinTok.
         decoder_width, decoder_depth, decoder_heads, decoder_hidden: of the token decoder.
         decoder_attention: whether its layers mix tokens.
-        inr_widths: outputs of the three layers of the INR.
+        inr_widths: outputs of the three layers of the INR; the last two are equal, but for released modulation.
         inr_frequencies: frequencies of the positional encoding, per coordinate.
         inr_max_frequency: the highest of them.
         inr_upsample: pixels per INR coordinate, along each axis.
@@ -48,7 +51,7 @@ class HUVRConfig:
     depth: int = 12
     heads: int = 16
     registers: int = 0
-    positions: Literal["scaled", "index"] = "scaled"
+    positions: Positions = "scaled"
     tintok_dim: int = 32
     decoder_width: int = 1024
     decoder_depth: int = 4
@@ -59,8 +62,13 @@ class HUVRConfig:
     inr_frequencies: int = 32
     inr_max_frequency: float = 1024.0
     inr_upsample: int = 4
-    modulation: Literal["free", "released"] = "free"
+    modulation: Modulation = "free"
     distill_dims: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, allowed in {"positions": Positions, "modulation": Modulation}.items():
+            if getattr(self, name) not in get_args(allowed):
+                raise HuvrError(f"{name} {getattr(self, name)!r}: choose one of {', '.join(get_args(allowed))}")
 
 
 PRESETS: dict[str, HUVRConfig] = {

@@ -53,9 +53,10 @@ def test_parquet_files_are_split_by_their_name_or_folder(tmp_path: Path, name: s
     assert next(iter(splits["test"]))["image"] == {"bytes": flat_bytes(7), "path": "007.png"}
 
 
-def test_a_single_parquet_file_is_all_train(tmp_path: Path) -> None:
-    splits = open_splits(str(write_pack(tmp_path / "test.parquet", [7])))
-    assert splits["train"]["label"][:] == [7]
+@pytest.mark.parametrize(("name", "split"), [("pack.parquet", "train"), ("test-1.parquet", "test")])
+def test_a_single_parquet_file_is_one_split(tmp_path: Path, name: str, split: str) -> None:
+    splits = open_splits(str(write_pack(tmp_path / name, [7])))
+    assert {name: table["label"][:] for name, table in splits.items()} == {split: [7]}
 
 
 def test_a_pack_that_datasets_wrote_keeps_class_names_and_loses_other_columns(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from huvr.model import HUVR, HUVRConfig, Tokens
 
 TINY = HUVRConfig(
     image_size=32, patch=8, width=48, depth=1, heads=3, tintok_dim=6, decoder_width=40, decoder_depth=1, decoder_heads=2,
-    decoder_hidden=64, inr_widths=(16, 20, 24), inr_frequencies=4, inr_max_frequency=16.0,
+    decoder_hidden=64, inr_widths=(16, 20, 20), inr_frequencies=4, inr_max_frequency=16.0,
 )  # fmt: skip
 
 
@@ -100,6 +102,12 @@ def test_sizes_outside_the_tokens(model: HUVR, decoded: Tokens, size: tuple[int,
 def test_images_of_a_wrong_shape(model: HUVR, shape: tuple[int, ...]) -> None:
     with pytest.raises(HuvrError, match=r"expected \(B, 3, H, W\)"):
         model.encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("change", [{"modulation": "fre"}, {"positions": "absolute"}])
+def test_choices_that_are_none(change: dict[str, str]) -> None:
+    with pytest.raises(HuvrError, match=f"{next(iter(change))} '{next(iter(change.values()))}': choose one of"):
+        replace(TINY, **change)
 
 
 def test_timm_encoder_by_name() -> None:

@@ -1,0 +1,92 @@
+"""Writes the tables of README.md from ``benchmarks/results``; nobody types a figure there.
+
+    python benchmarks/tables.py
+
+A block begins with a line ``<!-- table: NAME -->`` and ends with ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
+    """Markdown."""
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in line) + " |" for line in lines]
+
+
+def reconstruction(figures: dict[str, Any]) -> list[str]:
+    names = {
+        "huvr": "the demo's HUVR",
+        "patch_pca": "per-patch PCA, as many numbers a patch",
+        "flat_patch": "each patch in its mean colour",
+    }
+    rows = [[names[key], row["psnr"], f"{row['ssim']:.3f}"] for key, row in figures["mean"].items()]
+    return table(["held-out photographs", "PSNR, dB", "SSIM"], rows)
+
+
+def modulation(figures: dict[str, Any]) -> list[str]:
+    rows = [
+        [row["candidate"], row["psnr"], row["lost_if_swapped"], row["lost_if_zeroed"], row["inr_time_against_released"]]
+        for row in figures["candidates"]
+    ]
+    header = ["modulation", "PSNR, dB", "lost when global TinToks are swapped", "… zeroed", "time of the INR, released = 1"]
+    return table(header, [*rows, ["per-patch PCA, for scale", figures["patch_pca_psnr"], "", "", ""]])
+
+
+def any_size_sizes(figures: dict[str, Any]) -> list[str]:
+    rows = [[name, *(row["sizes"][key] for key in ("whole", "tiled", "most_lost_by_whole"))] for name, row in figures.items()]
+    return table(["trained with", "whole 768×512, dB", "in tiles of 64, dB", "most lost by whole, dB"], rows)
+
+
+def any_size_scales(figures: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, scale, *(row["scales"][scale][key] for key in ("inr", "bicubic_of_1x", "bicubic_of_input"))]
+        for name, row in figures.items()
+        for scale in row["scales"]
+    ]
+    return table(["trained with", "scale", "INR, dB", "bicubic of its 1×, dB", "bicubic of the input, dB"], rows)
+
+
+def inr(figures: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            form, f"{row['times_faster']:.1f} times", f"{row['times_less_memory']:.1f} times",
+            f"{row['difference_fp32']['outputs']:.0e}", f"{row['difference_fp64']['gradients']:.0e}",
+        ]
+        for form, row in figures.items()
+    ]  # fmt: skip
+    return table(["modulation", "faster", "less memory", "outputs differ by (fp32)", "gradients differ by (fp64)"], rows)
+
+
+def train_step(figures: dict[str, Any]) -> list[str]:
+    rows = [[form, row["images_per_second"], f"{row['peak_memory_mb'] / 1024:.1f} GB"] for form, row in figures.items()]
+    return table(["ViT-B, modulation", "images/s", "peak memory"], rows)
+
+
+def block(name: str) -> str:
+    """The lines of one block."""
+    maker = globals()[name]
+    record = json.loads((RESULTS / f"{name.removesuffix('_sizes').removesuffix('_scales')}.json").read_text())
+    source = f"`{record['command']}` · {record['hardware']} · {record['data']} · {record['date']}"
+    return "\n".join([*maker(record["figures"]), "", source, ""])
+
+
+def written(text: str) -> str:
+    """The README with every block made anew."""
+    return BLOCK.sub(lambda match: match[1] + block(match[2]) + match[3], text)
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(written(readme.read_text()))
