@@ -4,23 +4,25 @@
 
 ViT 96×3, patch 8, TinToks of 16, 64-pixel crops, 400 steps of 32, 3 seeds a candidate. Besides PSNR each row states
 what the global token is worth (PSNR lost when its TinTok is zeroed, or swapped with another image's) and the time
-of the INR stage beside the released form. Per-patch PCA with 16 numbers a patch stands below the table.
+of the INR stage beside the released form. Per-patch PCA with 16 numbers a patch stands below the table. Candidates that a
+record of the same settings holds already are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from common import PatchPCA, random_crops, write_record
+from common import PatchPCA, known_figures, random_crops, write_record
 from pictures import load_pictures
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +31,7 @@ from huvr.metrics import psnr
 from huvr.model import HUVR, HUVRConfig, Tokens
 from huvr.model.bottleneck import Bottleneck
 from huvr.model.inr import PatchINR, ReleasedPatchINR, unit_columns
+from huvr.optim import OptimizerName, make_optimizer
 
 CONFIG = HUVRConfig(
     image_size=64, patch=8, width=96, depth=3, heads=3, tintok_dim=16, decoder_width=128, decoder_depth=2,
@@ -38,6 +41,8 @@ CONFIG = HUVRConfig(
 
 class Free(PatchINR):
     """Unit-column base, scales 1 + u and 1 + c left free."""
+
+    global_vectors = 1
 
     def modulated(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
         """The modulated layer before its ReLU."""
@@ -75,9 +80,7 @@ class Bypass(Free):
 class GlobalShift(Bypass):
     """The same, with a scale and a shift from the global token."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.to_global[1] = nn.Linear(self.to_global[1].in_features, 2 * self.to_global[1].out_features)
+    global_vectors = 2
 
     def modulated(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
         c, shift = c.chunk(2, dim=-1)
@@ -115,6 +118,45 @@ class PixelHead(Free):
         return super().forward(tokens, phase) + F.pixel_shuffle(direct, self.patch)
 
 
+class CosineHead(Free):
+    """The pixel head made continuous: it gives the patch's cosine coefficients, which can be painted at any phase."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        dim = self.to_patch[1].in_features
+        self.direct = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 3 * self.patch**2))
+
+    def forward(self, tokens: Tokens, phase: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+        rows, columns = (cosines(self.patch, shift) for shift in phase)
+        coefficients = self.coefficients(tokens).unflatten(2, (3, self.patch, self.patch)).unflatten(1, tokens.grid)
+        direct = torch.einsum("yk,bhwckl,xl->bchywx", rows, coefficients, columns)
+        return super().forward(tokens, phase) + direct.flatten(4).flatten(2, 3)
+
+    def coefficients(self, tokens: Tokens) -> Tensor:
+        return self.direct(tokens.patches)
+
+
+class GlobalCosineHead(CosineHead):
+    """The same; the global token adds coefficients that all patches share, none at first."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        dim = self.to_patch[1].in_features
+        self.shared = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 3 * self.patch**2))
+        nn.init.zeros_(self.shared[1].weight)
+
+    def coefficients(self, tokens: Tokens) -> Tensor:
+        return self.direct(tokens.patches) + self.shared(tokens.cls)[:, None]
+
+
+def cosines(size: int, shift: float) -> Tensor:
+    """The orthonormal cosine basis (DCT-II) ``shift`` pixels off the centres of ``size`` pixels: ``(pixel, frequency)``."""
+    angles = (torch.arange(size)[:, None] + 0.5 + shift) * torch.arange(size) * (math.pi / size)
+    scale = torch.full((size,), math.sqrt(2 / size))
+    scale[0] /= math.sqrt(2)
+    return angles.cos() * scale
+
+
 # name → (INR, LayerNorm before the up-projection)
 CANDIDATES: dict[str, tuple[type[PatchINR], bool]] = {
     "released": (ReleasedPatchINR, True),
@@ -126,6 +168,8 @@ CANDIDATES: dict[str, tuple[type[PatchINR], bool]] = {
     "… and a linear bypass": (Bypass, False),
     "… and a linear bypass, global shift": (GlobalShift, False),
     "… and a linear bypass, global shift, patch norm": (PatchNormGlobalShift, False),
+    "… and a cosine head": (CosineHead, False),
+    "… and a cosine head with a shared part of the global token": (GlobalCosineHead, False),
 }
 
 
@@ -141,8 +185,8 @@ def build(inr: type[PatchINR], norm_up: bool, seed: int) -> HUVR:
     return model
 
 
-def train(model: HUVR, batch: Callable[[], Tensor], steps: int, lr: float) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.01)
+def train(model: HUVR, batch: Callable[[], Tensor], steps: int, name: OptimizerName, lr: float) -> None:
+    optimizer = make_optimizer(name, model.parameters(), lr, 0.01, (0.9, 0.999))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
     for _ in range(steps):
         images = batch()
@@ -183,12 +227,14 @@ def inr_seconds(inr: type[PatchINR]) -> float:
     return statistics.median(seconds[1:])
 
 
-def run(job: tuple[str, int], pictures: list[Tensor], test: Tensor, steps: int, lr: float) -> dict[str, float]:
+def run(
+    job: tuple[str, int], pictures: list[Tensor], test: Tensor, steps: int, optimizer: OptimizerName, lr: float
+) -> dict[str, float]:
     """Train one candidate from one seed and measure it."""
     torch.set_num_threads(1)
     name, seed = job
     model, rng = build(*CANDIDATES[name], seed), np.random.default_rng(100 + seed)
-    train(model.train(), lambda: random_crops(pictures, 32, CONFIG.image_size, rng), steps, lr)
+    train(model.train(), lambda: random_crops(pictures, 32, CONFIG.image_size, rng), steps, optimizer, lr)
     return measure(model.eval(), test)
 
 
@@ -197,6 +243,7 @@ def main() -> None:
     parser.add_argument("--data", default="photos")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--optimizer", choices=get_args(OptimizerName), default="adamw")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     args = parser.parse_args()
@@ -207,18 +254,21 @@ def main() -> None:
     pca = PatchPCA([crops], CONFIG.patch, CONFIG.tintok_dim)
     seconds = {name: inr_seconds(inr) for name, (inr, _) in CANDIDATES.items()}
 
-    jobs = [(name, seed) for name in CANDIDATES for seed in range(args.seeds)]
-    one = partial(run, pictures=pictures, test=test, steps=args.steps, lr=args.lr)
+    config = {"steps": args.steps, "seeds": args.seeds, "optimizer": args.optimizer, "lr": args.lr, "batch": 32}
+    record = f"modulation_{args.optimizer}"
+    known = {row["candidate"]: row for row in known_figures(record, data, config).get("candidates", [])}
+    jobs = [(name, seed) for name in CANDIDATES if name not in known for seed in range(args.seeds)]
+    one = partial(run, pictures=pictures, test=test, steps=args.steps, optimizer=args.optimizer, lr=args.lr)
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in CANDIDATES}
     with ProcessPoolExecutor(args.jobs, mp_context=torch.multiprocessing.get_context("spawn")) as pool:
-        results = []
         for job, result in zip(jobs, pool.map(one, jobs), strict=True):
-            results.append(result)
+            results[job[0]].append(result)
             print(job, result, flush=True)
 
     rows = []
-    for index, (name, (inr, norm_up)) in enumerate(CANDIDATES.items()):
-        runs = results[index * args.seeds : (index + 1) * args.seeds]
-        rows.append({
+    for name, (inr, norm_up) in CANDIDATES.items():
+        runs = results[name]
+        rows.append(known.get(name) or {
             "candidate": name,
             **{key: round(statistics.mean(run[key] for run in runs), 3) for key in runs[0]},
             "psnr_by_seed": [round(run["psnr"], 3) for run in runs],
@@ -226,7 +276,7 @@ def main() -> None:
             "inr_time_against_released": round(seconds[name] / seconds["released"], 2),
         })  # fmt: skip
     figures = {"candidates": rows, "patch_pca_psnr": round(psnr(pca.reconstruct(test), test).mean().item(), 3)}
-    write_record("modulation", data, {"steps": args.steps, "seeds": args.seeds, "lr": args.lr, "batch": 32}, figures)
+    write_record(record, data, config, figures)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -339,6 +340,9 @@ def test_files_that_are_no_config(folder: Path, capsys: pytest.CaptureFixture[st
         (["--trainer.default_root_dir", "x"], "trainer.default_root_dir follows from run: set run instead"),
         (["--trainer.callbacks+=ModelSummaryy"], "trainer.callbacks: there is no class ModelSummaryy"),
         (["stray"], "unknown option stray"),
+        (["--trainer.limit_val_batches", "x"], "trainer.limit_val_batches: expected float or int or null, got 'x'"),
+        (["--trainer.accelerator", "abacus"], "trainer: "),
+        (["--trainer.devices", "[a]"], "trainer: `devices`"),
         (["--data.broken", "true"], "photo.jpg: not a readable image"),
     ],
 )
@@ -346,6 +350,33 @@ def test_mistakes_on_the_command_line(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert message in error_of(capsys, "fit", "--config", "tiny.yaml", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.root", "./nowhere"], "data root './nowhere': no such file or folder"),
+        (["--data.root", "empty"], "empty: no images in this folder"),
+        (["--data.batch_size", "500"], "batch_size 500 on 1 device(s) is more than the 3 training images"),
+        (["--model.teachers", "[{name: test_vit, weights: none.pth}]"], "weights of teacher test_vit: no such file: none.pth"),
+        (["--model.teachers", "[{name: test_vit, wieghts: hub}]"], "unknown option model.teachers.wieghts: did you mean"),
+        (["--model.weights.lpisp", "1"], "unknown option model.weights.lpisp: did you mean model.weights.lpips?"),
+        (["--data.workers", "many"], "data.workers: expected int or null, got 'many'"),
+        (["--model.decoder_tap", "9"], "decoder_tap 9: the decoder has layers 1 to 1"),
+    ],
+)
+def test_mistakes_in_pretraining(folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    Path("empty").mkdir()
+    Path("photos").mkdir()
+    for number in range(3):
+        Image.new("RGB", (40, 40)).save(f"photos/{number}.png")
+    net = {"image_size": 32, "patch": 8, "width": 48, "depth": 1, "heads": 3, "decoder_width": 48, "decoder_depth": 1}
+    small = {"net": {**net, "decoder_hidden": 48, "inr_widths": [8, 8, 8]}}
+    data = {"root": "./photos", "size": 32, "batch_size": 2, "workers": 0, "held_out": 0}
+    config = {"model": {"init_args": small}, "data": {"init_args": data}, "trainer": CONFIG["trainer"]}
+    Path("small.yaml").write_text(yaml.safe_dump(config))
+    assert message in error_of(capsys, "fit", "--config", "small.yaml", *arguments)
+    assert not Path("runs/small/checkpoints").exists()
 
 
 def test_a_checkpoint_of_another_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,4 +154,7 @@ class TrainingCLI(LightningCLI):
         listed = config["callbacks"] or []
         if config["enable_checkpointing"] is not False and not any(isinstance(each, ModelCheckpoint) for each in listed):
             callbacks = [*callbacks, ModelCheckpoint(filename="last", enable_version_counter=False)]
-        return super()._instantiate_trainer(config, callbacks)
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (TypeError, ValueError) as error:  # what Lightning raises for devices and accelerators that are none
+            raise HuvrError(f"trainer: {error}") from error
