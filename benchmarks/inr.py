@@ -40,20 +40,14 @@ def materialised(inr: PatchINR, tokens: Tokens) -> Tensor:
     centres = (torch.arange(k) + 0.5) * 2 / k - 1
     grid = torch.stack(torch.meshgrid(centres, centres, indexing="ij"), -1).reshape(1, 1, k * k, 2)
     x = encode_positions(grid, inr.frequencies, inr.max_frequency).to(u.dtype).expand(b, n, -1, -1)
-    bypass: Tensor | float = 0.0
     for index, layer in enumerate(inr.layers):
         weight = layer.weight.T[None, None].expand(b, n, -1, -1)  # (B, N, in, out)
         if released:
             modulated = weight * u[..., None] * c[:, None, None] if index == 1 else weight.contiguous()
             weight = F.normalize(modulated, dim=2)
         elif index == 1:
-            scale, shift = c[:, None, None].chunk(2, dim=-1)
-            weight = F.normalize(weight, dim=2) * (1 + u[..., None]) * (1 + scale)
-        y = torch.einsum("bnpi,bnio->bnpo", x, weight) + layer.bias
-        if index == 1 and not released:
-            y = bypass = y + shift
-        x = F.relu(y)
-    x = x + bypass
+            weight = F.normalize(weight, dim=2) * (1 + u[..., None]) * (1 + c[:, None, None])
+        x = F.relu(torch.einsum("bnpi,bnio->bnpo", x, weight) + layer.bias)
     picture = x.view(b, h, w, k, k, -1).permute(0, 5, 1, 3, 2, 4).reshape(1, -1, h * k, w * k)
     kernel = inr.to_pixels.weight.expand(b, -1, -1, -1, -1)
     if released:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def state(run: Path, step: int) -> dict[str, Any]:
     return flat({name: checkpoint[name] for name in kept})
 
 
-@pytest.mark.parametrize(("accumulate", "crash", "saved", "last"), [(1, 3, 2, 16), (1, 13, 12, 16), (2, 7, 6, 8)])
+@pytest.mark.parametrize(("accumulate", "crash", "saved", "last"), [(1, 3, 2, 16), (1, 9, 8, 16), (1, 13, 12, 16), (2, 7, 6, 8)])
 def test_a_resumed_run_equals_one_that_never_stopped(
     photos: Path, tmp_path: Path, accumulate: int, crash: int, saved: int, last: int
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     for name, value in expected.items():
         equal = torch.equal(value, found[name]) if isinstance(value, torch.Tensor) else value == found[name]
         assert equal, name
+    assert not multiprocessing.active_children(), "workers outlive training"
     weights = [name for name in expected if name.endswith("weight") and "model_state" in name]
     assert weights
     assert not any(torch.equal(expected[name], before[name]) for name in weights)

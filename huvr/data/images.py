@@ -169,10 +169,10 @@ class Images(LightningDataModule):
     def state_dict(self) -> dict[str, int]:
         """The place in the epoch, for a checkpoint.
 
-        Lightning keeps the state of a loader too, but loses it when the trainer knows the loader before the
-        checkpoint, as it does when a schedule asks for the number of steps.
+        Lightning saves the state of the loader too, but does not restore it when the trainer knew the loader before
+        the checkpoint, as it does when a schedule asks for the number of steps.
         """
-        return self._loader.progress() if self._loader else {}
+        return self._loader.state_dict() if self._loader else {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Training goes on from there; validation and tests of a checkpoint leave training alone."""

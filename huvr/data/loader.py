@@ -73,6 +73,16 @@ class Loader:
         self.batches = batches
         self._skipped: set[str] = set()
 
+    # Lightning ends persistent workers by this name of DataLoader's, after training and when it breaks off.
+    # Left to the garbage collector, which may take down their queues first, each of them takes five seconds to give up.
+    @property
+    def _iterator(self) -> object:
+        return self.batches._iterator
+
+    @_iterator.setter
+    def _iterator(self, nothing: None) -> None:
+        self.batches._iterator = nothing
+
     def __len__(self) -> int:
         return len(self.batches)
 
@@ -102,7 +112,7 @@ class TrainLoader(Loader):
         batches: where they come from.
         sampler: what decides on them, the sampler or the stream of ``batches``.
         length: batches in an epoch.
-        resume: a ``progress`` to go on from, emptied when the next iteration begins; may be filled until then.
+        resume: the state to go on from, emptied when the next iteration begins; may be filled until then.
         finished: how many batches of this epoch the trainer has finished, which a checkpoint written in
             the middle of a step needs to know; by default those handed out, not those prefetched.
     """
@@ -119,15 +129,19 @@ class TrainLoader(Loader):
         self.sampler = sampler
         self.length = length
         self.resume = resume
+        self.finished = finished
         self.epoch = self.handed = 0
-        self.finished = finished or (lambda: self.handed)
 
     def __len__(self) -> int:
         return self.length
 
-    def progress(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches are done with."""
-        return dict(self.resume) or {"epoch": self.epoch, "batches": self.finished()}
+        return dict(self.resume) or {"epoch": self.epoch, "batches": self.finished() if self.finished else self.handed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next iteration gives the rest of that epoch, if it is of that epoch."""
+        self.resume.update(state)
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: nothing happens before the first batch is asked for, when the epoch is known.

@@ -45,26 +45,22 @@ def unit_columns(weight: Tensor) -> Tensor:
 class PatchINR(nn.Module):
     """Decoder tokens to pixels (HUVR, section on the patch-wise INR).
 
-    Three linear layers see the coordinates of a ``patch / upsample`` square grid inside the patch. The
-    second is modulated by the patch (u) and by the global token (scale c, shift d),
+    Three linear layers with ReLU see the coordinates of a ``patch / upsample`` square grid inside the
+    patch, the second one modulated by the patch (u) and by the global token (c),
 
-        y = ((h ⊙ (1 + u)) Ŵ) ⊙ (1 + c) + b + d,      Ŵ = W with unit columns,
+        y = relu( ((h ⊙ (1 + u)) Ŵ) ⊙ (1 + c) + b ),      Ŵ = W with unit columns.
 
-    and its linear output runs past the third: features = relu(W₃ relu(y) + b₃) + y, a straight line from
-    the patch token to its pixels that training finds at once (``benchmarks/modulation.py``). The feature
-    maps of all patches are stitched together, and one 3×3 convolution and a pixel shuffle by ``upsample``
-    make the picture.
+    The feature maps of all patches are stitched together, and one 3×3 convolution and a pixel shuffle by
+    ``upsample`` make the picture.
 
     Args:
         token_dim: numbers per decoder token.
-        widths: outputs of the three layers; the last two are equal.
+        widths: outputs of the three layers.
         frequencies: frequencies of the positional encoding, per coordinate.
         max_frequency: the highest of them, in units of π per half patch.
         patch: patch size in pixels.
         upsample: pixels per coordinate, along each axis.
     """
-
-    global_vectors = 2  # of the modulated layer's width: scale and shift
 
     def __init__(
         self,
@@ -78,16 +74,12 @@ class PatchINR(nn.Module):
         super().__init__()
         if patch % upsample:
             raise HuvrError(f"patch size {patch} is not a multiple of upsample {upsample}")
-        if self.global_vectors > 1 and widths[1] != widths[2]:
-            raise HuvrError(
-                f"INR widths {widths}: the last two must be equal, as the second layer's output is added to the third's"
-            )
         self.frequencies, self.max_frequency = frequencies, max_frequency
         self.patch, self.upsample, self.cells = patch, upsample, patch // upsample
         sizes = (4 * frequencies, *widths)
         self.layers: Any = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
         self.to_patch = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, widths[0]))
-        self.to_global = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, self.global_vectors * widths[1]))
+        self.to_global = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, widths[1]))
         self.to_pixels = nn.Conv2d(widths[2], 3 * upsample**2, 3, padding=1)
 
     def forward(self, tokens: Tokens, phase: tuple[float, float] = (0.0, 0.0)) -> Tensor:
@@ -114,16 +106,16 @@ class PatchINR(nn.Module):
         Args:
             points: ``(k, 1, k, E)``.
             u: patch vectors, ``(B, h, 1, w, 1, in)``.
-            c: global vectors, ``(B, global_vectors * out)``.
+            c: global vectors, ``(B, out)``.
 
         Returns:
             ``(B, h, k, w, k, C)``.
         """
-        (first, second, third), (scale, shift) = self.layers, c[:, None].chunk(2, dim=-1)
+        first, second, third = self.layers
         x = F.relu(first(points)) * (1 + u)
-        weight = unit_columns(second.weight).T * (1 + scale)  # (B, in, out): one matrix an image, none a patch
-        y = torch.baddbmm(second.bias + shift, x.flatten(1, 4), weight).view(*x.shape[:-1], -1)
-        return F.relu_(third(F.relu(y))) + y
+        weight = unit_columns(second.weight).T * (1 + c[:, None])  # (B, in, out): one matrix an image, none a patch
+        y = torch.baddbmm(second.bias[None, None], x.flatten(1, 4), weight).view(*x.shape[:-1], -1)
+        return F.relu_(third(F.relu_(y)))
 
     def paint(self, features: Tensor) -> Tensor:
         """The convolution: ``(B, C, H, W)`` to ``(B, 3 * upsample², H, W)``."""
@@ -136,8 +128,6 @@ class ReleasedPatchINR(PatchINR):
     The norm of a modulated column is |c| · √((u ⊙ u)(W ⊙ W)), so it needs no modulated matrix; it also
     cancels |c|, which leaves only the signs of the global vector (the default repairs this).
     """
-
-    global_vectors = 1
 
     def features(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
         first, second, third = self.layers

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from torch._utils import ExceptionWrapper
 
-from huvr.data.loader import Draws
+from huvr.data.loader import Draws, Loader
 from huvr.data.samples import Draw
+from huvr.errors import HuvrError
 
 SIZES = [(32, 32), (24, 40), (40, 24)]
 
@@ -73,3 +77,15 @@ def test_starting_later_gives_the_rest_of_the_epoch() -> None:
     whole, rest = draws(), draws()
     rest.start = 3
     assert of_epoch(rest, 4) == of_epoch(whole, 4)[6:]
+
+
+def test_an_error_in_a_worker_stays_one_line() -> None:
+    def batches() -> Iterator[Any]:
+        try:
+            raise HuvrError("x.png: what is wrong")
+        except HuvrError:
+            carried = ExceptionWrapper(where="in DataLoader worker process 0")
+        yield carried.reraise()
+
+    with pytest.raises(HuvrError, match=r"^x\.png: what is wrong$"):
+        list(Loader(batches()))  # type: ignore[arg-type]

@@ -11,16 +11,16 @@ from torch.nn import functional as F
 from huvr.model import Tokens
 
 
-def free(weight: Tensor, u: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Modulated weight (in, out) and shift (out) of one patch from the base weight: unit columns, then scales around one."""
-    columns, out = weight / weight.norm(dim=0), weight.shape[1]
-    return columns * (1 + u)[:, None] * (1 + c[:out]), c[out:]
+def free(weight: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    """Modulated weight (in, out) of one patch from the base weight (in, out): unit columns, then scales around one."""
+    columns = weight / weight.norm(dim=0)
+    return columns * (1 + u)[:, None] * (1 + c)
 
 
-def released(weight: Tensor, u: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in the released form: the outer product of both tokens' vectors, then unit columns; no shift."""
+def released(weight: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    """The same in the released form: the outer product of both tokens' vectors, then unit columns."""
     modulated = weight * torch.outer(u, c)
-    return modulated / modulated.norm(dim=0).clamp_min(1e-12), torch.zeros(weight.shape[1])
+    return modulated / modulated.norm(dim=0).clamp_min(1e-12)
 
 
 def positions(cells: int, frequencies: int, highest: float) -> Tensor:
@@ -59,10 +59,8 @@ def picture(inr: torch.nn.Module, tokens: Tokens, kind: str) -> Tensor:
         for i in range(h):
             row = []
             for j in range(w):
-                weight, shift = modulate(second.weight.T, inr.to_patch(patches[i * w + j]), c)
-                y = hidden @ weight + second.bias + shift
-                z = layer(torch.relu(y), base(third.weight), third.bias)
-                row.append(z if unit else z + y)
+                weight = modulate(second.weight.T, inr.to_patch(patches[i * w + j]), c)
+                row.append(layer(layer(hidden, weight, second.bias), base(third.weight), third.bias))
             rows.append(torch.cat(row, dim=1))
         features = F.pad(torch.cat(rows, dim=0), (0, 0, 1, 1, 1, 1))  # zeros around the picture, not around patches
         kernel = base(inr.to_pixels.weight)  # rows run over channel, then kernel row, then kernel column

@@ -14,7 +14,7 @@ from huvr.model import HUVR, HUVRConfig, Tokens
 
 TINY = HUVRConfig(
     image_size=32, patch=8, width=48, depth=1, heads=3, tintok_dim=6, decoder_width=40, decoder_depth=1, decoder_heads=2,
-    decoder_hidden=64, inr_widths=(16, 20, 20), inr_frequencies=4, inr_max_frequency=16.0,
+    decoder_hidden=64, inr_widths=(16, 20, 24), inr_frequencies=4, inr_max_frequency=16.0,
 )  # fmt: skip
 
 
@@ -41,7 +41,8 @@ def test_reconstruct_is_the_chain(model: HUVR) -> None:
 
 
 def test_pictures_are_in_0_1(model: HUVR, decoded: Tokens) -> None:
-    assert torch.equal(model.paint(decoded), (model.inr(decoded) + 1) / 2)
+    assert model.cosine_head is not None
+    torch.testing.assert_close(model.paint(decoded), (model.inr(decoded) + model.cosine_head(decoded) + 1) / 2)
 
 
 @pytest.mark.parametrize("size", [(17, 23), (8, 9), (7, 30)])
