@@ -26,7 +26,8 @@ PARAMETERS = {
 }
 SMALL = {
     "model.net.width": 48, "model.net.depth": 1, "model.net.heads": 3, "model.net.decoder_width": 48,
-    "model.net.decoder_heads": 3, "model.net.decoder_depth": 1, "model.net.decoder_hidden": 96, "model.net.inr_widths": "[16, 16, 16]",
+    "model.net.decoder_heads": 3, "model.net.decoder_depth": 1, "model.net.decoder_hidden": 96,
+    "model.net.inr_widths": "[16, 16, 16]",
 }  # fmt: skip
 
 

@@ -35,8 +35,8 @@ class CosineHead(nn.Module):
     def __init__(self, token_dim: int, patch: int) -> None:
         super().__init__()
         self.patch = patch
-        self.to_patch = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, 3 * patch**2))
-        self.to_global = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, 3 * patch**2))
+        self.to_patch: Any = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, 3 * patch**2))
+        self.to_global: Any = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, 3 * patch**2))
         nn.init.zeros_(self.to_global[1].weight)
 
     def forward(self, tokens: Tokens, phase: tuple[float, float] = (0.0, 0.0)) -> Tensor:
