@@ -49,7 +49,7 @@ ROWS: dict[str, dict[str, Any]] = {
 def train(data: str, steps: int, lr: float, sizes: list[tuple[int, int]], phase_jitter: float = 0.0, **changes: Any) -> HUVR:
     """A network trained by huvr's own pretraining on batches of 16 crops."""
     torch.manual_seed(0)
-    module = Pretraining(replace(NET, **changes), lr=lr * 256 / 16, phase_jitter=phase_jitter, pictures_every=0)
+    module = Pretraining(replace(NET, **changes), optimizer="muon", lr=lr * 256 / 16, phase_jitter=phase_jitter, pictures_every=0)
     images = Images(data, size=SIZE, sizes=sizes, scale=(0.05, 0.6), batch_size=16, epoch_size=16 * steps, workers=0)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False}
     trainer = Trainer(max_epochs=1, limit_val_batches=0, gradient_clip_val=1.0, **quiet)
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="photos", help="to train on")
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=4e-3)
     args = parser.parse_args()
     pictures = photographs(held_out_only=args.data == "photos")
     figures = {}
@@ -119,7 +119,7 @@ def main() -> None:
         figures[name] = measure(model, list(pictures.values()))
         print(name, figures[name], flush=True)
     data = f"trained on {short(args.data)}; measured on scikit-image's {', '.join(pictures)}"
-    config = {"steps": args.steps, "batch": 16, "lr": args.lr, "training_size": SIZE, "mixed_sizes": MIXED}
+    config = {"steps": args.steps, "batch": 16, "optimizer": "muon", "lr": args.lr, "training_size": SIZE, "mixed_sizes": MIXED}
     write_record("any_size", data, config, figures)
 
 

@@ -53,7 +53,8 @@ def materialised(inr: PatchINR, tokens: Tokens) -> Tensor:
     if released:
         kernel = F.normalize(kernel.flatten(2), dim=2).view_as(kernel)
     out = F.conv2d(picture, kernel.flatten(0, 1), inr.to_pixels.bias.repeat(b), padding=1, groups=b)
-    return F.pixel_shuffle(out.view(b, -1, h * k, w * k), inr.upsample)
+    painted = F.pixel_shuffle(out.view(b, -1, h * k, w * k), inr.upsample)
+    return painted if inr.cosine_head is None else painted + inr.cosine_head(u.unflatten(1, (h, w)), c)
 
 
 def case(form: str, images: int) -> tuple[PatchINR, Tokens]:

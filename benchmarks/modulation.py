@@ -11,12 +11,11 @@ record of the same settings holds already are not run again.
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_args
 
@@ -30,6 +29,7 @@ from torch.nn import functional as F
 from huvr.metrics import psnr
 from huvr.model import HUVR, HUVRConfig, Tokens
 from huvr.model.bottleneck import Bottleneck
+from huvr.model.cosine_head import CosineHead
 from huvr.model.inr import PatchINR, ReleasedPatchINR, unit_columns
 from huvr.optim import OptimizerName, make_optimizer
 
@@ -39,10 +39,14 @@ CONFIG = HUVRConfig(
 )  # fmt: skip
 
 
-class Free(PatchINR):
-    """Unit-column base, scales 1 + u and 1 + c left free."""
+class Bare(PatchINR):
+    """The default form without its cosine head."""
 
-    global_vectors = 1
+    make_cosine_head = ReleasedPatchINR.make_cosine_head
+
+
+class Parts(Bare):
+    """The default form in parts, for its variants to change."""
 
     def modulated(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
         """The modulated layer before its ReLU."""
@@ -57,7 +61,7 @@ class Free(PatchINR):
         return F.relu(self.layers[2](F.relu(self.modulated(points, u, c))))
 
 
-class PatchShift(Free):
+class PatchShift(Parts):
     """An added shift per patch behind the scales."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -69,7 +73,7 @@ class PatchShift(Free):
         return super().modulated(points, u, c) + shift
 
 
-class Bypass(Free):
+class Bypass(Parts):
     """The modulated layer's linear output added to the features: a straight line from token to pixels."""
 
     def features(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
@@ -80,7 +84,9 @@ class Bypass(Free):
 class GlobalShift(Bypass):
     """The same, with a scale and a shift from the global token."""
 
-    global_vectors = 2
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.to_global[1] = nn.Linear(self.to_global[1].in_features, 2 * self.to_global[1].out_features)
 
     def modulated(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
         c, shift = c.chunk(2, dim=-1)
@@ -105,81 +111,96 @@ class PatchNorm(ReleasedPatchINR):
     paint = PatchINR.paint
 
 
-class PixelHead(Free):
-    """A linear patch-to-pixels head beside the INR (not a function of the coordinates)."""
+class PixelHead(nn.Module):
+    """A linear map from patch token to pixels, not a function of the coordinates."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        dim = self.to_patch[1].in_features
-        self.direct = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 3 * self.patch**2))
-
-    def forward(self, tokens: Tokens, phase: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-        direct = tokens.apply(self.direct).map
-        return super().forward(tokens, phase) + F.pixel_shuffle(direct, self.patch)
-
-
-class CosineHead(Free):
-    """The pixel head made continuous: it gives the patch's cosine coefficients, which can be painted at any phase."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        dim = self.to_patch[1].in_features
-        self.direct = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 3 * self.patch**2))
+    def __init__(self, dim: int, patch: int) -> None:
+        super().__init__()
+        self.patch, self.direct = patch, nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 3 * patch**2))
 
     def forward(self, tokens: Tokens, phase: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-        rows, columns = (cosines(self.patch, shift) for shift in phase)
-        coefficients = self.coefficients(tokens).unflatten(2, (3, self.patch, self.patch)).unflatten(1, tokens.grid)
-        direct = torch.einsum("yk,bhwckl,xl->bchywx", rows, coefficients, columns)
-        return super().forward(tokens, phase) + direct.flatten(4).flatten(2, 3)
-
-    def coefficients(self, tokens: Tokens) -> Tensor:
-        return self.direct(tokens.patches)
+        return F.pixel_shuffle(tokens.apply(self.direct).map, self.patch)
 
 
-class GlobalCosineHead(CosineHead):
-    """The same; the global token adds coefficients that all patches share, none at first."""
+class TokenHead(nn.Module):
+    """A cosine head on the tokens themselves, in place of the vectors made of them for the INR."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        dim = self.to_patch[1].in_features
-        self.shared = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 3 * self.patch**2))
-        nn.init.zeros_(self.shared[1].weight)
+    def __init__(self, dim: int, patch: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+        self.head = self.make(dim, patch)
 
-    def coefficients(self, tokens: Tokens) -> Tensor:
-        return self.direct(tokens.patches) + self.shared(tokens.cls)[:, None]
+    def make(self, dim: int, patch: int) -> CosineHead:
+        return CosineHead(dim, dim, patch)
 
-
-def cosines(size: int, shift: float) -> Tensor:
-    """The orthonormal cosine basis (DCT-II) ``shift`` pixels off the centres of ``size`` pixels: ``(pixel, frequency)``."""
-    angles = (torch.arange(size)[:, None] + 0.5 + shift) * torch.arange(size) * (math.pi / size)
-    scale = torch.full((size,), math.sqrt(2 / size))
-    scale[0] /= math.sqrt(2)
-    return angles.cos() * scale
+    def forward(self, tokens: Tokens, phase: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+        patches = self.norms[0](tokens.patches).unflatten(1, tokens.grid)
+        return self.head(patches, self.norms[1](tokens.cls), phase)
 
 
-# name → (INR, LayerNorm before the up-projection)
-CANDIDATES: dict[str, tuple[type[PatchINR], bool]] = {
-    "released": (ReleasedPatchINR, True),
-    "patch norm as released, outputs × (1 + c)": (PatchNorm, True),
-    "free scales": (Free, True),
-    "free scales, no LayerNorm up": (Free, False),
-    "… and a shift per patch": (PatchShift, False),
-    "… and a linear pixel head": (PixelHead, False),
-    "… and a linear bypass": (Bypass, False),
-    "… and a linear bypass, global shift": (GlobalShift, False),
-    "… and a linear bypass, global shift, patch norm": (PatchNormGlobalShift, False),
-    "… and a cosine head": (CosineHead, False),
-    "… and a cosine head with a shared part of the global token": (GlobalCosineHead, False),
+class MeanCosineHead(CosineHead):
+    """The mean of all patches comes from the global token alone."""
+
+    def patches(self, patch: Tensor, shared: Tensor) -> Tensor:
+        return patch - patch.mean((1, 2), keepdim=True) + shared
+
+
+class TokenMeanHead(TokenHead):
+    def make(self, dim: int, patch: int) -> CosineHead:
+        return MeanCosineHead(dim, dim, patch)
+
+
+class MeanHead(PatchINR):
+    def make_cosine_head(self, widths: tuple[int, int, int]) -> CosineHead:
+        return MeanCosineHead(widths[0], widths[1], self.patch)
+
+
+class Beside(nn.Module):
+    """The sum of two painters."""
+
+    def __init__(self, inr: PatchINR, head: nn.Module) -> None:
+        super().__init__()
+        self.inr, self.head = inr, head
+
+    def forward(self, tokens: Tokens, phase: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+        return self.inr(tokens, phase) + self.head(tokens, phase)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An INR, whether LayerNorm stands before the up-projection, and what paints beside the INR."""
+
+    inr: type[PatchINR]
+    norm_up: bool = False
+    head: type[nn.Module] | None = None
+
+
+CANDIDATES = {
+    "released": Candidate(ReleasedPatchINR, norm_up=True),
+    "patch norm as released, outputs × (1 + c)": Candidate(PatchNorm, norm_up=True),
+    "free scales": Candidate(Bare, norm_up=True),
+    "free scales, no LayerNorm up": Candidate(Bare),
+    "… and a shift per patch": Candidate(PatchShift),
+    "… and a linear pixel head": Candidate(Bare, head=PixelHead),
+    "… and a linear bypass": Candidate(Bypass),
+    "… and a linear bypass, global shift": Candidate(GlobalShift),
+    "… and a linear bypass, global shift, patch norm": Candidate(PatchNormGlobalShift),
+    "… and a cosine head on the tokens": Candidate(Bare, head=TokenHead),
+    "… and a cosine head on the tokens, mean from the global one": Candidate(Bare, head=TokenMeanHead),
+    "… and a cosine head on u and c": Candidate(PatchINR),
+    "… and a cosine head on u and c, mean from c": Candidate(MeanHead),
 }
 
 
-def build(inr: type[PatchINR], norm_up: bool, seed: int) -> HUVR:
+def build(candidate: Candidate, seed: int) -> HUVR:
     torch.manual_seed(seed)
     c = CONFIG
     model = HUVR(c)
-    model.bottleneck = Bottleneck(c.width, c.tintok_dim, c.decoder_width, norm_up)
-    model.inr = inr(c.decoder_width, c.inr_widths, c.inr_frequencies, c.inr_max_frequency, c.patch, c.inr_upsample)
-    if inr is ReleasedPatchINR:  # the released form entire
+    model.bottleneck = Bottleneck(c.width, c.tintok_dim, c.decoder_width, candidate.norm_up)
+    model.inr = candidate.inr(c.decoder_width, c.inr_widths, c.inr_frequencies, c.inr_max_frequency, c.patch, c.inr_upsample)
+    if candidate.head:
+        model.inr = Beside(model.inr, candidate.head(c.decoder_width, c.patch))
+    if candidate.inr is ReleasedPatchINR:  # the released form entire
         for layer in model.decoder.layers:
             layer.scale = 2.0
     return model
@@ -214,15 +235,17 @@ def measure(model: HUVR, images: Tensor) -> dict[str, float]:
     }
 
 
-def inr_seconds(inr: type[PatchINR]) -> float:
-    """Forward and backward of the INR stage for four ViT-B images, in seconds: the median of five."""
+def painting_seconds(candidate: Candidate, repeats: int = 9) -> float:
+    """Forward and backward from decoder tokens to pixels for four ViT-B images, in seconds: the median."""
     torch.manual_seed(0)
-    module = inr(1024)
-    tokens = Tokens(torch.randn(4, 1024), torch.randn(4, 256, 1024), (16, 16))
+    painter: nn.Module = candidate.inr(1024)
+    if candidate.head:
+        painter = Beside(painter, candidate.head(1024, 16))
+    tokens = Tokens(*(torch.randn(4, *shape, requires_grad=True) for shape in ((1024,), (256, 1024))), (16, 16))
     seconds = []
-    for _ in range(6):
+    for _ in range(repeats + 1):
         start = time.perf_counter()
-        module(tokens).square().mean().backward()
+        painter(tokens).square().mean().backward()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
 
@@ -233,7 +256,7 @@ def run(
     """Train one candidate from one seed and measure it."""
     torch.set_num_threads(1)
     name, seed = job
-    model, rng = build(*CANDIDATES[name], seed), np.random.default_rng(100 + seed)
+    model, rng = build(CANDIDATES[name], seed), np.random.default_rng(100 + seed)
     train(model.train(), lambda: random_crops(pictures, 32, CONFIG.image_size, rng), steps, optimizer, lr)
     return measure(model.eval(), test)
 
@@ -245,6 +268,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--optimizer", choices=get_args(OptimizerName), default="adamw")
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="CANDIDATE")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     args = parser.parse_args()
 
@@ -252,29 +276,31 @@ def main() -> None:
     test = random_crops(test_pictures, 48, CONFIG.image_size, np.random.default_rng(0))
     crops = random_crops(pictures, 2000, CONFIG.image_size, np.random.default_rng(1))
     pca = PatchPCA([crops], CONFIG.patch, CONFIG.tintok_dim)
-    seconds = {name: inr_seconds(inr) for name, (inr, _) in CANDIDATES.items()}
+    candidates = {name: CANDIDATES[name] for name in args.only}
+    seconds = {name: painting_seconds(candidate) for name, candidate in candidates.items()}
 
     config = {"steps": args.steps, "seeds": args.seeds, "optimizer": args.optimizer, "lr": args.lr, "batch": 32}
     record = f"modulation_{args.optimizer}"
     known = {row["candidate"]: row for row in known_figures(record, data, config).get("candidates", [])}
-    jobs = [(name, seed) for name in CANDIDATES if name not in known for seed in range(args.seeds)]
+    jobs = [(name, seed) for name in candidates if name not in known for seed in range(args.seeds)]
     one = partial(run, pictures=pictures, test=test, steps=args.steps, optimizer=args.optimizer, lr=args.lr)
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in CANDIDATES}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in candidates}
     with ProcessPoolExecutor(args.jobs, mp_context=torch.multiprocessing.get_context("spawn")) as pool:
         for job, result in zip(jobs, pool.map(one, jobs), strict=True):
             results[job[0]].append(result)
             print(job, result, flush=True)
 
     rows = []
-    for name, (inr, norm_up) in CANDIDATES.items():
+    for name, candidate in candidates.items():
         runs = results[name]
-        rows.append(known.get(name) or {
+        measured = known.get(name) or {
             "candidate": name,
             **{key: round(statistics.mean(run[key] for run in runs), 3) for key in runs[0]},
             "psnr_by_seed": [round(run["psnr"], 3) for run in runs],
-            "parameters": sum(p.numel() for p in build(inr, norm_up, 0).parameters()),
-            "inr_time_against_released": round(seconds[name] / seconds["released"], 2),
-        })  # fmt: skip
+        }
+        parameters = sum(p.numel() for p in build(candidate, 0).parameters())
+        time_ratio = round(seconds[name] / seconds["released"], 2)
+        rows.append(measured | {"parameters": parameters, "time_against_released": time_ratio})
     figures = {"candidates": rows, "patch_pca_psnr": round(psnr(pca.reconstruct(test), test).mean().item(), 3)}
     write_record(record, data, config, figures)
 

@@ -37,7 +37,7 @@ def reconstruction(figures: dict[str, Any]) -> list[str]:
 
 def modulation(figures: dict[str, Any]) -> list[str]:
     rows = [
-        [row["candidate"], row["psnr"], row["lost_if_swapped"], row["lost_if_zeroed"], row["inr_time_against_released"]]
+        [row["candidate"], row["psnr"], row["lost_if_swapped"], row["lost_if_zeroed"], row["time_against_released"]]
         for row in figures["candidates"]
     ]
     header = ["modulation", "PSNR, dB", "lost when global TinToks are swapped", "… zeroed", "time of the INR, released = 1"]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from huvr.model.tokens import Tokens
 
 
 def cosines(size: int, shift: float = 0.0, device: torch.device | None = None) -> Tensor:
@@ -21,33 +18,38 @@ def cosines(size: int, shift: float = 0.0, device: torch.device | None = None) -
 
 
 class CosineHead(nn.Module):
-    """A linear map of tokens to the cosine coefficients of each patch, which can be painted between the pixels too.
+    """A linear map of the patch and global vectors to cosine coefficients, which can be painted between the pixels too.
 
-    The patch token gives a patch its own coefficients, the global token those that all patches share: none
+    The patch vector gives a patch its own coefficients, the global vector those that all patches share: none
     at first, so that training begins with the patches. What is linear in the tokens is learnt here within a
     few steps, and the INR is left with the rest (``benchmarks/modulation.py``).
 
     Args:
-        token_dim: numbers per decoder token.
+        patch_dim, global_dim: numbers of the two vectors.
         patch: patch size in pixels.
     """
 
-    def __init__(self, token_dim: int, patch: int) -> None:
+    def __init__(self, patch_dim: int, global_dim: int, patch: int) -> None:
         super().__init__()
         self.patch = patch
-        self.to_patch: Any = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, 3 * patch**2))
-        self.to_global: Any = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, 3 * patch**2))
-        nn.init.zeros_(self.to_global[1].weight)
+        self.of_patch, self.of_global = nn.Linear(patch_dim, 3 * patch**2), nn.Linear(global_dim, 3 * patch**2, bias=False)
+        nn.init.zeros_(self.of_global.weight)
 
-    def forward(self, tokens: Tokens, phase: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-        """Paint ``(B, 3, h * patch, w * patch)``; ``phase`` as for :class:`~huvr.model.inr.PatchINR`."""
-        basis = [cosines(self.patch, shift, tokens.patches.device) for shift in phase]
-        patches = self.pixels(self.to_patch, tokens.patches, basis) + self.pixels(self.to_global, tokens.cls, basis)[:, None]
-        return F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, tokens.grid), self.patch)
+    def forward(self, u: Tensor, c: Tensor, phase: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+        """Paint ``(B, 3, h * patch, w * patch)`` from ``(B, h, w, patch_dim)`` and ``(B, global_dim)``."""
+        basis = [cosines(self.patch, shift, u.device).to(self.of_patch.weight.dtype) for shift in phase]
+        patches = self.patches(self.pixels(self.of_patch, u, basis), self.pixels(self.of_global, c, basis)[:, None, None])
+        return F.pixel_shuffle(patches.permute(0, 3, 1, 2), self.patch)
 
-    def pixels(self, head: Any, x: Tensor, basis: list[Tensor]) -> Tensor:
-        """``(..., D)`` to ``(..., 3 * patch²)``: the basis goes into the weights, not into every token's coefficients."""
-        norm, linear = head
-        numbers = torch.cat([linear.weight, linear.bias[:, None]], dim=1).view(3, self.patch, self.patch, -1)
-        painted = torch.einsum("yk,ckld,xl->cyxd", basis[0], numbers, basis[1]).flatten(0, 2)
-        return F.linear(norm(x), painted[:, :-1], painted[:, -1])
+    def patches(self, patch, shared):
+        return patch + shared
+
+    def pixels(self, linear: nn.Linear, x: Tensor, basis: list[Tensor]) -> Tensor:
+        """``(..., dim)`` to ``(..., 3 * patch²)``: the basis goes into the weights, not into every token's coefficients."""
+        weight = self.painted(linear.weight, basis)
+        return F.linear(x, weight, None if linear.bias is None else self.painted(linear.bias[:, None], basis)[:, 0])
+
+    def painted(self, numbers: Tensor, basis: list[Tensor]) -> Tensor:
+        """Coefficients to pixels, ``(3 * patch², N)`` to the same."""
+        coefficients = numbers.view(3, self.patch, self.patch, -1)
+        return torch.einsum("yk,ckln,xl->cyxn", basis[0], coefficients, basis[1]).flatten(0, 2)

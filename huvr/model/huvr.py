@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from huvr.errors import HuvrError
 from huvr.model.bottleneck import Bottleneck
-from huvr.model.cosine_head import CosineHead
 from huvr.model.decoder import TokenDecoder
 from huvr.model.encoder import Encoder, released_vit
 from huvr.model.inr import PatchINR, ReleasedPatchINR
@@ -101,7 +100,6 @@ class HUVR(nn.Module):
         )
         inr = ReleasedPatchINR if released else PatchINR
         self.inr = inr(c.decoder_width, c.inr_widths, c.inr_frequencies, c.inr_max_frequency, self.patch, c.inr_upsample)
-        self.cosine_head = None if released else CosineHead(c.decoder_width, self.patch)
         self.distill = nn.ModuleDict({place: self._distill_head(place, dim) for place, dim in c.distill_dims.items()})
 
     def _distill_head(self, place: str, teacher_dim: int) -> nn.Sequential:
@@ -154,10 +152,7 @@ class HUVR(nn.Module):
 
     def paint(self, tokens: Tokens, phase: tuple[float, float] = (0.0, 0.0)) -> Tensor:
         """Render at scale 1 with the sampled points moved by ``phase`` pixels: ``(B, 3, h * patch, w * patch)``."""
-        picture = self.inr(tokens, phase)
-        if self.cosine_head is not None:
-            picture = picture + self.cosine_head(tokens, phase)
-        return picture / 2 + 0.5
+        return self.inr(tokens, phase) / 2 + 0.5
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """The whole chain: ``(B, 3, H, W)`` to ``(B, 3, H, W)``."""

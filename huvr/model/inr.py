@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from huvr.errors import HuvrError
+from huvr.model.cosine_head import CosineHead
 from huvr.model.tokens import Tokens
 
 
@@ -51,7 +52,7 @@ class PatchINR(nn.Module):
         y = relu( ((h ⊙ (1 + u)) Ŵ) ⊙ (1 + c) + b ),      Ŵ = W with unit columns.
 
     The feature maps of all patches are stitched together, and one 3×3 convolution and a pixel shuffle by
-    ``upsample`` make the picture.
+    ``upsample`` make a picture, to which the cosine head adds what is linear in u and c.
 
     Args:
         token_dim: numbers per decoder token.
@@ -81,6 +82,10 @@ class PatchINR(nn.Module):
         self.to_patch = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, widths[0]))
         self.to_global = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, widths[1]))
         self.to_pixels = nn.Conv2d(widths[2], 3 * upsample**2, 3, padding=1)
+        self.cosine_head = self.make_cosine_head(widths)
+
+    def make_cosine_head(self, widths: tuple[int, int, int]) -> CosineHead | None:
+        return CosineHead(widths[0], widths[1], self.patch)
 
     def forward(self, tokens: Tokens, phase: tuple[float, float] = (0.0, 0.0)) -> Tensor:
         """Paint ``(B, 3, h * patch, w * patch)`` in [-1, 1].
@@ -89,10 +94,11 @@ class PatchINR(nn.Module):
         what lies a quarter pixel below each pixel centre.
         """
         (h, w), k = tokens.grid, self.cells
-        u = self.to_patch(tokens.patches).unflatten(1, (h, w))[:, :, None, :, None]
-        features = self.features(self.points(phase, u.device).to(u.dtype), u, self.to_global(tokens.cls))
-        picture = features.reshape(len(u), h * k, w * k, -1).permute(0, 3, 1, 2)
-        return F.pixel_shuffle(self.paint(picture), self.upsample)
+        u, c = self.to_patch(tokens.patches).unflatten(1, (h, w)), self.to_global(tokens.cls)
+        features = self.features(self.points(phase, u.device).to(u.dtype), u[:, :, None, :, None], c)
+        features = features.reshape(len(u), h * k, w * k, -1).permute(0, 3, 1, 2)
+        picture = F.pixel_shuffle(self.paint(features), self.upsample)
+        return picture if self.cosine_head is None else picture + self.cosine_head(u, c, phase)
 
     def points(self, phase: tuple[float, float], device: torch.device) -> Tensor:
         """Encoded coordinates of one patch, the same for all: ``(k, 1, k, 4 * frequencies)``."""
@@ -128,6 +134,9 @@ class ReleasedPatchINR(PatchINR):
     The norm of a modulated column is |c| · √((u ⊙ u)(W ⊙ W)), so it needs no modulated matrix; it also
     cancels |c|, which leaves only the signs of the global vector (the default repairs this).
     """
+
+    def make_cosine_head(self, widths: tuple[int, int, int]) -> None:
+        return None
 
     def features(self, points: Tensor, u: Tensor, c: Tensor) -> Tensor:
         first, second, third = self.layers

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import scipy.fft
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,6 +37,15 @@ def positions(cells: int, frequencies: int, highest: float) -> Tensor:
                 for block, value in enumerate(values):
                     table[row, column, block * frequencies + j] = value
     return table
+
+
+def linear_part(inr: torch.nn.Module, tokens: Tokens) -> Tensor:
+    """The cosine head's picture, from scipy's matrix of the cosine transform."""
+    (h, w), p, head = tokens.grid, inr.patch, inr.cosine_head
+    waves = torch.from_numpy(scipy.fft.idct(np.eye(p), axis=0, norm="ortho")).to(tokens.cls)
+    coefficients = head.of_patch(inr.to_patch(tokens.patches)) + head.of_global(inr.to_global(tokens.cls))[:, None]
+    pixels = waves @ coefficients.view(-1, h, w, 3, p, p) @ waves.T
+    return pixels.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, h * p, w * p)
 
 
 def picture(inr: torch.nn.Module, tokens: Tokens, kind: str) -> Tensor:
@@ -72,4 +83,4 @@ def picture(inr: torch.nn.Module, tokens: Tokens, kind: str) -> Tensor:
                 for dx in range(r):
                     image[channel, dy::r, dx::r] = values[..., channel * r * r + dy * r + dx]
         images.append(image)
-    return torch.stack(images)
+    return torch.stack(images) + (0 if unit else linear_part(inr, tokens))

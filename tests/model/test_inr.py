@@ -21,6 +21,8 @@ def an_inr(kind: str, **changes) -> PatchINR:
     inr = KINDS[kind](**{**shape, **changes})
     for branch in (inr.to_patch, inr.to_global):  # away from where training starts, so that every factor matters
         torch.nn.init.normal_(branch[1].weight, std=0.3)
+    if inr.cosine_head is not None:
+        torch.nn.init.normal_(inr.cosine_head.of_global.weight, std=0.3)
     return inr
 
 
