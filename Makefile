@@ -1,7 +1,8 @@
 # Everything runs in an environment of its own: VENV= chooses where it lies.
 VENV   ?= .venv
 PYTHON ?= python3.11
-PACK   ?= photos
+# What the benchmarks train on: scikit-image's photographs, or a Parquet file of images.
+DATA   ?= photos
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.huvr-ready
@@ -9,8 +10,10 @@ READY := $(VENV)/.huvr-ready
 .PHONY: demo test lint bench clean
 
 demo: $(READY)
+	rm -rf runs/demo
 	$(PY) -m huvr fit --config demo.yaml
-	$(PY) benchmarks/demo.py --run runs/demo
+	$(PY) -m huvr reconstruct photos --encoder runs/demo --out runs/demo/pictures
+	$(PY) benchmarks/reconstruction.py --encoder runs/demo --out runs/demo
 
 test: lint
 	$(PY) -m pytest -q
@@ -23,7 +26,11 @@ lint: $(READY)
 bench: $(READY)
 	$(PY) benchmarks/inr.py
 	$(PY) benchmarks/train_step.py
-	$(PY) benchmarks/reconstruction.py --data $(PACK)
+	$(PY) benchmarks/modulation.py --data $(DATA)
+	$(PY) benchmarks/any_size.py --data $(DATA)
+	test -d runs/demo || $(MAKE) demo
+	$(PY) benchmarks/reconstruction.py --encoder runs/demo
+	$(PY) benchmarks/tables.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -141,8 +141,8 @@ class TokenHead(nn.Module):
 class MeanCosineHead(CosineHead):
     """The mean of all patches comes from the global token alone."""
 
-    def patches(self, patch: Tensor, shared: Tensor) -> Tensor:
-        return patch - patch.mean((1, 2), keepdim=True) + shared
+    def forward(self, u: Tensor, c: Tensor, phase: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+        return super().forward(u - u.mean((1, 2), keepdim=True), c, phase)
 
 
 class TokenMeanHead(TokenHead):

@@ -19,9 +19,9 @@ from huvr.cli import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARAMETERS = {
-    # 120,156,048 as released with four distillation heads (FACTS of the paper's code), less the LayerNorm before the
-    # up-projection, plus the shift of the global token
-    "pretrain.yaml": 123_837_328 - 64,
+    # the released network with its four distillation heads, less the LayerNorm before the up-projection, plus the cosine
+    # head (256 × 768 + 768 for the patch vector, 256 × 768 for the global one)
+    "pretrain.yaml": 123_837_328 - 64 + 393_984,
     "demo.yaml": 0,
 }
 SMALL = {

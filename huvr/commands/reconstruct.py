@@ -9,6 +9,7 @@ import torch
 
 from huvr.commands.photos import opened
 from huvr.data import list_images
+from huvr.data import photos as embedded
 from huvr.errors import HuvrError
 from huvr.metrics import psnr
 from huvr.viz import ERROR_GAIN, panel, save_png, to_uint8
@@ -23,7 +24,7 @@ def reconstruct(photos: list[Path], *, encoder: str, out: Path, scale: int = 1, 
     Photos may have any size and aspect. The PSNR compares the unclamped reconstruction, as the paper does.
 
     Args:
-        photos: image files, or folders of them.
+        photos: image files, or folders of them; "photos" for what the data set of that name holds out.
         encoder: whatever huvr.load opens: a run, a directory, a checkpoint, a Hugging Face repository.
         out: folder for the pictures; those of an earlier call are overwritten.
         scale: also draw every reconstruction this many times as large, OUT/PHOTO_x2.png for 2.
@@ -33,6 +34,7 @@ def reconstruct(photos: list[Path], *, encoder: str, out: Path, scale: int = 1, 
         raise HuvrError(f"scale {scale}: expected 1 or more")
     if size is not None and size < 1:
         raise HuvrError(f"size {size}: expected 1 or more")
+    photos = [path for given in photos for path in (held_out() if given == Path("photos") and not given.exists() else [given])]
     targets = pictures(photos, out)
     model = load(encoder, "cuda" if torch.cuda.is_available() else "cpu")
     device = next(model.parameters()).device
@@ -49,6 +51,11 @@ def reconstruct(photos: list[Path], *, encoder: str, out: Path, scale: int = 1, 
             save_png(to_uint8(model.render(decoded, (height, width), scale)[0]), f"{targets[path]}_x{scale}.png")
         print(f"{path}  {scores[-1]:.2f} dB")
     print(f"mean PSNR of {len(scores)}: {sum(scores) / len(scores):.2f} dB; panels (error times {ERROR_GAIN}) in {out}")
+
+
+def held_out() -> list[Path]:
+    """The photographs inside scikit-image that ``photos`` never trains on."""
+    return embedded.paths()["validation"]
 
 
 def pictures(photos: list[Path], out: Path) -> dict[Path, Path]:

@@ -38,11 +38,8 @@ class CosineHead(nn.Module):
     def forward(self, u: Tensor, c: Tensor, phase: tuple[float, float] = (0.0, 0.0)) -> Tensor:
         """Paint ``(B, 3, h * patch, w * patch)`` from ``(B, h, w, patch_dim)`` and ``(B, global_dim)``."""
         basis = [cosines(self.patch, shift, u.device).to(self.of_patch.weight.dtype) for shift in phase]
-        patches = self.patches(self.pixels(self.of_patch, u, basis), self.pixels(self.of_global, c, basis)[:, None, None])
+        patches = self.pixels(self.of_patch, u, basis) + self.pixels(self.of_global, c, basis)[:, None, None]
         return F.pixel_shuffle(patches.permute(0, 3, 1, 2), self.patch)
-
-    def patches(self, patch, shared):
-        return patch + shared
 
     def pixels(self, linear: nn.Linear, x: Tensor, basis: list[Tensor]) -> Tensor:
         """``(..., dim)`` to ``(..., 3 * patch²)``: the basis goes into the weights, not into every token's coefficients."""

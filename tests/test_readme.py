@@ -1,0 +1,46 @@
+"""The README holds the figures of the records, and nothing in it or in them is out of date."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from huvr.cli import TOOLS, TRAINING
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+
+
+def test_every_table_is_that_of_its_record() -> None:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert tables.written(README) == README
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_a_record_says_how_it_came_about(record: Path) -> None:
+    content = json.loads(record.read_text())
+    assert content.keys() == {"command", "commit", "date", "hardware", "torch", "data", "config", "figures"}
+    script = content["command"].split()[1]
+    assert (ROOT / script).is_file()
+    assert content["commit"] != "unknown"
+
+
+def test_the_commands_shown_exist() -> None:
+    shown = set(re.findall(r"^    huvr (\w+)", README, re.MULTILINE))
+    assert shown <= set(TRAINING) | set(TOOLS)
+    for name in re.findall(r"--config (\w+\.yaml)", README):
+        assert (ROOT / "configs" / name).is_file()
+
+
+def test_the_files_shown_exist() -> None:
+    for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / path).is_file()
