@@ -19,6 +19,7 @@ from huvr.data.loader import Draws, Loader, TrainLoader, collate
 from huvr.data.samples import HeldOutSet, Rows, TrainSet
 from huvr.data.sources import HELD_OUT_SPLITS, Table, open_splits
 from huvr.data.stream import HeldOutStream, TrainStream, readable
+from huvr.data.transforms import random_crop
 from huvr.errors import HuvrError
 
 
@@ -41,6 +42,7 @@ class Images(LightningDataModule):
         sizes: (H, W) in pixels to train on instead, one drawn per batch; those of about equal area make
             batches of equal cost.
         scale: least and greatest share of an image's area in a training crop.
+        colour: strength, 0 to 1, of random changes of brightness, contrast, saturation and hue in training.
         batch_size: images per batch and device.
         epoch_size: training samples per epoch over all devices; None takes each image once (of ``photos``,
             2048 crops).
@@ -61,6 +63,7 @@ class Images(LightningDataModule):
         size: int = 256,
         sizes: list[tuple[int, int]] | None = None,
         scale: tuple[float, float] = (0.2, 1.0),
+        colour: float = 0.0,
         batch_size: int = 64,
         epoch_size: int | None = None,
         workers: int | None = None,
@@ -71,13 +74,15 @@ class Images(LightningDataModule):
             raise HuvrError(f"held_out {held_out}: expected a share from 0 to below 1")
         if not 0 < scale[0] <= scale[1] <= 1:
             raise HuvrError(f"scale {tuple(scale)}: expected two shares of an image's area, 0 < least <= greatest <= 1")
+        if not 0 <= colour <= 1:
+            raise HuvrError(f"colour {colour}: expected a strength from 0 to 1")
         if min(side for pair in [(size, batch_size), *(sizes or [])] for side in pair) < 1 or sizes == []:
             raise HuvrError(f"size {size}, sizes {sizes}, batch_size {batch_size}: expected whole numbers, 1 or more")
         if (workers or 0) < 0 or (epoch_size is not None and epoch_size < 1):
             raise HuvrError(f"workers {workers}, epoch_size {epoch_size}: expected 0 or more workers, 1 or more samples")
         self.root, self.streaming = root, streaming
         self.train_split, self.val_split, self.held_out = train_split, val_split, held_out
-        self.size, self.scale = size, (scale[0], scale[1])
+        self.size, self.view = size, partial(random_crop, scale=(scale[0], scale[1]), colour=colour)
         self.sizes = [(height, width) for height, width in sizes or [(size, size)]]
         self.batch_size, self.epoch_size, self.seed = batch_size, epoch_size, seed
         self.workers = min(16, suggested_max_num_workers(1)) if workers is None else workers
@@ -156,10 +161,10 @@ class Images(LightningDataModule):
         sampler: Draws | TrainStream
         if isinstance(rows, Rows):
             sampler = Draws(len(rows), epoch_size, self.sizes, self.batch_size, self.seed, rank, world)
-            batches = self._batches(TrainSet(rows, self.scale), self.workers, sampler=sampler, drop_last=True)
+            batches = self._batches(TrainSet(rows, self.view), self.workers, sampler=sampler, drop_last=True)
         else:
             rows = split_dataset_by_node(rows, rank, world)
-            sampler = TrainStream(rows, self.sizes, self.scale, self.batch_size, self.seed, rank, self.root)
+            sampler = TrainStream(rows, self.sizes, self.view, self.batch_size, self.seed, rank, self.root)
             # A persistent worker would never hear of the next epoch.
             batches = self._batches(sampler, min(self.workers, rows.num_shards), persistent_workers=False)
         finished = partial(finished_batches, self.trainer) if self.trainer else None

@@ -7,7 +7,7 @@ Whatever is random in it comes from a seed of its own, so the number of workers 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import datasets
@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from huvr.data.reading import read_image
-from huvr.data.transforms import centre_crop, random_crop
+from huvr.data.transforms import centre_crop
 from huvr.errors import HuvrError
 
 Sample = dict[str, Any]
 Size = tuple[int, int]
+View = Callable[[Size], Callable[[Image.Image], Tensor]]  # a random crop for every size
 
 # A source of few photographs gives many crops of each, and decoding is the dearest part of a crop.
 KEPT_IMAGES = 64
@@ -70,11 +71,11 @@ class Found(NamedTuple):
     def sample(self, view: Tensor) -> Sample:
         return {"image": view, "skipped": self.skipped} | {key: self.row[key] for key in self.row if key == "label"}
 
-    def crop(self, seed: int, size: Size, scale: tuple[float, float]) -> Sample:
+    def crop(self, seed: int, size: Size, view: View) -> Sample:
         """A random crop that depends on nothing but the arguments."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return self.sample(random_crop(size, scale)(self.image))
+            return self.sample(view(size)(self.image))
 
     def middle(self, size: int) -> Sample:
         """The middle square."""
@@ -117,11 +118,11 @@ class Rows:
 class TrainSet(Dataset[Sample]):
     """Random crops of rows, one per :class:`Draw`."""
 
-    def __init__(self, rows: Rows, scale: tuple[float, float]) -> None:
-        self.rows, self.scale = rows, scale
+    def __init__(self, rows: Rows, view: View) -> None:
+        self.rows, self.view = rows, view
 
     def __getitem__(self, draw: Draw) -> Sample:
-        return self.rows.readable(draw.row).crop(draw.seed, draw.size, self.scale)
+        return self.rows.readable(draw.row).crop(draw.seed, draw.size, self.view)
 
 
 class HeldOutSet(Dataset[Sample]):

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 from torch.utils.data import IterableDataset, get_worker_info
 
-from huvr.data.samples import Found, Sample, Size, decode, seed_of, size_of
+from huvr.data.samples import Found, Sample, Size, View, decode, seed_of, size_of
 from huvr.errors import HuvrError
 
 SHUFFLE_BUFFER = 1024  # encoded images in memory, per worker
@@ -55,7 +55,7 @@ class TrainStream(IterableDataset[Sample]):
     Args:
         rows: those of this rank.
         sizes: (H, W) to choose from, one a batch.
-        scale: least and greatest share of an image's area in a crop.
+        view: the random crop for a size.
         batch_size: samples per batch on this rank.
         seed: of order, crops and sizes.
         rank: this process among all that train together.
@@ -63,10 +63,10 @@ class TrainStream(IterableDataset[Sample]):
     """
 
     def __init__(
-        self, rows: datasets.IterableDataset, sizes: Sequence[Size], scale: tuple[float, float], batch_size: int,
+        self, rows: datasets.IterableDataset, sizes: Sequence[Size], view: View, batch_size: int,
         seed: int, rank: int, source: str,
     ) -> None:  # fmt: skip
-        self.rows, self.sizes, self.scale, self.batch_size = rows, sizes, scale, batch_size
+        self.rows, self.sizes, self.view, self.batch_size = rows, sizes, view, batch_size
         self.seed, self.rank, self.source = seed, rank, source
         self.epoch = self.start = 0
 
@@ -81,7 +81,7 @@ class TrainStream(IterableDataset[Sample]):
         rows = islice(self._passes(), first, None)
         for place, found in enumerate(readable(rows, self.source), start=first):
             size = size_of(self.sizes, self.seed, self.epoch, place // self.batch_size * workers + number)
-            yield found.crop(seed_of("crop", self.seed, self.epoch, self.rank, number, place), size, self.scale)
+            yield found.crop(seed_of("crop", self.seed, self.epoch, self.rank, number, place), size, self.view)
 
     def _passes(self) -> Iterator[dict[str, Any]]:
         for turn in count():

@@ -8,7 +8,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 
 @cache
-def random_crop(size: tuple[int, int], scale: tuple[float, float]) -> v2.Compose:
+def random_crop(size: tuple[int, int], scale: tuple[float, float], colour: float = 0.0) -> v2.Compose:
     """Random resized crop and flip, PIL to uint8 ``(3, H, W)`` (the released recipe; bicubic, antialiased).
 
     The crop's aspect ratio varies by 3:4 to 4:3 around that of ``size``, so that no shape of ``size``
@@ -17,10 +17,12 @@ def random_crop(size: tuple[int, int], scale: tuple[float, float]) -> v2.Compose
     Args:
         size: (H, W) in pixels.
         scale: the least and the greatest share of the photograph's area that a crop covers.
+        colour: strength, 0 to 1, of random changes of brightness, contrast, saturation and hue (released: none).
     """
     aspect = size[1] / size[0]
     crop = v2.RandomResizedCrop(size, scale, (3 / 4 * aspect, 4 / 3 * aspect), InterpolationMode.BICUBIC, antialias=True)
-    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    jitter = [v2.ColorJitter(colour, colour, colour, colour / 2)] if colour else []
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor(), *jitter])
 
 
 @cache

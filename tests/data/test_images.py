@@ -209,6 +209,7 @@ def test_a_stream_gives_up_after_many_corrupt_rows(tmp_path: Path, monkeypatch: 
         ({"val_split": "train"}, "train_split and val_split are both 'train'"),
         ({"held_out": 1.0}, "held_out 1.0: expected a share from 0 to below 1"),
         ({"scale": (0.5, 0.2)}, "expected two shares of an image's area"),
+        ({"colour": 2}, "colour 2: expected a strength from 0 to 1"),
         ({"sizes": []}, "expected whole numbers, 1 or more"),
         ({"batch_size": 0}, "expected whole numbers, 1 or more"),
         ({"workers": -1}, "workers -1, epoch_size None: expected 0 or more workers"),

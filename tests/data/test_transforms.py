@@ -63,3 +63,14 @@ def test_random_crops_keep_to_the_area_and_aspect_asked_for(size: tuple[int, int
     assert 0.70 < min(aspects) < 0.85
     assert 1.18 < max(aspects) < 1.43
     assert 30 < flips < 70
+
+
+def test_colours_change_as_strongly_as_asked_and_places_do_not() -> None:
+    torch.manual_seed(0)
+    picture = Image.new("RGB", (40, 40), (200, 60, 60))
+    plain, strong = (random_crop((8, 8), (0.5, 1.0), colour) for colour in (0.0, 0.8))
+    assert (plain(picture) == torch.tensor([200, 60, 60], dtype=torch.uint8).view(3, 1, 1)).all()
+    views = torch.stack([strong(picture) for _ in range(20)]).float()
+    assert views.dtype == torch.float32
+    assert (views.std((2, 3)) < 1).all()  # one colour stays one colour
+    assert (views.mean((2, 3)).std(0) > 10).all()
