@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,12 @@ def modulation(figures: dict[str, Any]) -> list[str]:
     return table(header, [*rows, ["per-patch PCA, for scale", figures["patch_pca_psnr"], "", "", ""]])
 
 
-def any_size_sizes(figures: dict[str, Any]) -> list[str]:
+def sizes(figures: dict[str, Any]) -> list[str]:
     rows = [[name, *(row["sizes"][key] for key in ("whole", "tiled", "most_lost_by_whole"))] for name, row in figures.items()]
     return table(["trained with", "whole 768×512, dB", "in tiles of 64, dB", "most lost by whole, dB"], rows)
 
 
-def any_size_scales(figures: dict[str, Any]) -> list[str]:
+def scales(figures: dict[str, Any]) -> list[str]:
     rows = [
         [name, scale, *(row["scales"][scale][key] for key in ("inr", "bicubic_of_1x", "bicubic_of_input"))]
         for name, row in figures.items()
@@ -74,11 +74,23 @@ def train_step(figures: dict[str, Any]) -> list[str]:
     return table(["ViT-B, modulation", "images/s", "peak memory"], rows)
 
 
+# block → (record, what makes its table)
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+    "reconstruction": ("reconstruction", reconstruction),
+    "modulation_adamw": ("modulation_adamw", modulation),
+    "modulation_muon": ("modulation_muon", modulation),
+    "sizes": ("any_size", sizes),
+    "scales": ("any_size", scales),
+    "inr": ("inr", inr),
+    "train_step": ("train_step", train_step),
+}
+
+
 def block(name: str) -> str:
-    """The lines of one block."""
-    maker = globals()[name]
-    record = json.loads((RESULTS / f"{name.removesuffix('_sizes').removesuffix('_scales')}.json").read_text())
-    source = f"`{record['command']}` · {record['hardware']} · {record['data']} · {record['date']}"
+    """The lines of one block: the table, and where its figures come from."""
+    file, maker = TABLES[name]
+    record = json.loads((RESULTS / f"{file}.json").read_text())
+    source = f"`{record['command']}`. {record['hardware']}. Data: {record['data']}. {record['date']}."
     return "\n".join([*maker(record["figures"]), "", source, ""])
 
 

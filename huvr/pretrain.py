@@ -29,7 +29,7 @@ PICTURED = 8  # images in the grid of pictures
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What each loss counts; the defaults are the released recipe. A loss of weight 0 is not computed.
+    """What each loss counts; the defaults are the released recipe. A loss of weight 0 is not computed, but for ``pixel``.
 
     The four places of distillation apply to every teacher.
     """
@@ -79,7 +79,7 @@ class Pretraining(LightningModule):
         pictures_every: steps between two grids of pictures in TensorBoard, 0 for none.
 
     Raises:
-        HuvrError: for a tap outside of the decoder, a jitter outside of [0, 0.5], an unknown teacher; and when
+        HuvrError: for a tap outside of the decoder, numbers that make no sense, an unknown teacher; and when
             training begins, for weights that cannot be had and for training without an end.
     """
 
@@ -102,10 +102,17 @@ class Pretraining(LightningModule):
         pictures_every: int = 1000,
     ) -> None:
         super().__init__()
-        if not 1 <= decoder_tap <= net.decoder_depth:
-            raise HuvrError(f"decoder_tap {decoder_tap}: the decoder has layers 1 to {net.decoder_depth}")
-        if not 0 <= phase_jitter <= 0.5:
-            raise HuvrError(f"phase_jitter {phase_jitter}: expected 0 to 0.5 pixels")
+        limits = {
+            f"decoder_tap {decoder_tap}: the decoder has layers 1 to {net.decoder_depth}": 1 <= decoder_tap <= net.decoder_depth,
+            f"phase_jitter {phase_jitter}: expected 0 to 0.5 pixels": 0 <= phase_jitter <= 0.5,
+            f"lr {lr}: expected a positive number": lr > 0,
+            f"warmup {warmup}: expected a share of the steps, 0 to 1": 0 <= warmup <= 1,
+            f"betas {tuple(betas)}: expected two numbers from 0 to below 1": all(0 <= beta < 1 for beta in betas),
+            f"min_lr {min_lr}, weight_decay {weight_decay}, seed {seed}: expected 0 or more": min(min_lr, weight_decay, seed)
+            >= 0,
+        }
+        for mistake in (text for text, kept in limits.items() if not kept):
+            raise HuvrError(mistake)
         self.teachers, self.decoder_tap = tuple(teachers), decoder_tap
         self.optimizer: OptimizerName = optimizer
         self.lr, self.min_lr, self.warmup, self.weight_decay, self.betas = lr, min_lr, warmup, weight_decay, betas
@@ -134,7 +141,7 @@ class Pretraining(LightningModule):
             )
         images = images[..., :height, :width]
         if self._pictured is None:
-            self._pictured = images[:PICTURED]
+            self._pictured = images[:PICTURED].clone()  # a view would keep the whole batch
 
         encoded = self.net.encode(images)
         decoded, tapped = self.net.decoder(self.net.bottleneck.expand(self.net.compress(encoded)), taps=(self.decoder_tap,))
@@ -173,7 +180,7 @@ class Pretraining(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images = images_of(batch)
         if batch_idx == 0:
-            self._pictured = images[:PICTURED]
+            self._pictured = images[:PICTURED].clone()
         self.measure(images, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:

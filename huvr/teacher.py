@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from huvr.errors import HuvrError
 from huvr.frozen import read_tensors
-from huvr.model.encoder import tokens_of
+from huvr.model.encoder import is_vit, tokens_of
 from huvr.model.tokens import Tokens
 
 UNGATED = "vit_base_patch14_reg4_dinov2.lvd142m"
@@ -31,8 +31,8 @@ class TeacherConfig:
         name: a timm network, e.g. ``vit_large_patch16_dinov3.lvd1689m``.
         weights: "hub", or a local ``.safetensors`` or ``.pth`` file with all its tensors (with or without a classifier).
         image_size: side in pixels of what the teacher sees of a square crop, other crops keep their shape at
-            the same area. None shows a ViT the size at which its patches are the student's, and a
-            convolutional network the crop as it is. A network of one fixed size always sees that.
+            the same area. None shows a ViT the size at which its patches are the student's, and any
+            other network the crop as it is. A network of one fixed size always sees that.
         mean, std: normalisation of images in [0, 1]; None is the network's own, from timm.
     """
 
@@ -123,12 +123,12 @@ class Teacher:
         height, width = size
         if not self.any_size:
             return self.network.pretrained_cfg["input_size"][1:]
-        is_vit = getattr(self.network, "dynamic_img_size", False)
-        down, across = self.network.patch_embed.patch_size if is_vit else (1, 1)
+        vit = is_vit(self.network)
+        down, across = self.network.patch_embed.feat_ratio(as_scalar=False) if vit else (1, 1)
         if self.image_size:
             scale = self.image_size / (height * width) ** 0.5
             return max(1, round(height * scale / down)) * down, max(1, round(width * scale / across)) * across
-        return (grid[0] * down, grid[1] * across) if is_vit else (height, width)
+        return (grid[0] * down, grid[1] * across) if vit else (height, width)
 
 
 def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:

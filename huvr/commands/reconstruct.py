@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from pathlib import Path
 
 import torch
@@ -67,12 +67,11 @@ def pictures(photos: list[Path], out: Path) -> dict[Path, Path]:
         HuvrError: for a photo or folder that does not exist, before any work is done.
     """
     targets: dict[Path, Path] = {}
-    seen: Counter[Path] = Counter()
     for given in photos:
         if not given.exists():
             raise HuvrError(f"{given}: no such file or folder")
         for path in list_images(given) if given.is_dir() else [given]:
-            name = (path.relative_to(given) if given.is_dir() else Path(path.name)).with_suffix("")
-            seen[name] += 1
-            targets[path] = out / (f"{name}-{seen[name]}" if seen[name] > 1 else name)
+            name = out / (path.relative_to(given) if given.is_dir() else Path(path.name)).with_suffix("")
+            names = itertools.chain([name], (name.with_name(f"{name.name}-{number}") for number in itertools.count(2)))
+            targets[path] = next(free for free in names if free not in targets.values())
     return targets

@@ -147,11 +147,15 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: ArgumentParser, args: Any) -> None:
         self.config = parse(parser, args)
+        seed = self.config.seed_everything
+        if not 0 <= seed < 2**32:
+            raise HuvrError(f"seed_everything {seed}: expected 0 to {2**32 - 1}")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
         if config["logger"] is None or config["logger"] is True:
             config["logger"] = TensorBoardLogger(config["default_root_dir"], name="", version="")
         listed = config["callbacks"] or []
+        listed = listed if isinstance(listed, list) else [listed]
         if config["enable_checkpointing"] is not False and not any(isinstance(each, ModelCheckpoint) for each in listed):
             callbacks = [*callbacks, ModelCheckpoint(filename="last", enable_version_counter=False)]
         try:

@@ -56,6 +56,11 @@ def initialise_as_released(model: Any) -> None:
             linear.weight.data.div_(math.sqrt(2 * number))
 
 
+def is_vit(model: Any) -> bool:
+    """Whether a timm model keeps one sequence of tokens, at any image size (a Swin transformer merges its patches)."""
+    return getattr(model, "dynamic_img_size", False) and hasattr(model, "num_prefix_tokens")
+
+
 def tokens_of(model: Any, normalised: Tensor) -> Tokens:
     """Final tokens of any timm model: ``(B, 3, H, W)``, already normalised, in; Tokens out.
 
@@ -69,7 +74,7 @@ def tokens_of(model: Any, normalised: Tensor) -> Tokens:
         return Tokens(patches.mean(1), patches, grid)
     prefix = getattr(model, "num_prefix_tokens", 0)
     patches = features[:, prefix:]
-    down, across = model.patch_embed.patch_size
+    down, across = model.patch_embed.feat_ratio(as_scalar=False)
     grid = (normalised.shape[-2] // down, normalised.shape[-1] // across)
     has_cls = getattr(model, "cls_token", None) is not None
     return Tokens(features[:, 0] if has_cls else patches.mean(1), patches, grid)
@@ -97,10 +102,12 @@ class Encoder(nn.Module):
         Raises:
             HuvrError: for a name timm does not know or a network that is no ViT.
         """
-        try:
-            vit: Any = timm.create_model(name, num_classes=0, img_size=image_size, dynamic_img_size=True)
+        try:  # without a pooling of its own, which no token would pass through
+            vit: Any = timm.create_model(name, num_classes=0, global_pool="", img_size=image_size, dynamic_img_size=True)
         except (RuntimeError, TypeError) as error:
             raise HuvrError(f"encoder {name!r} is not a timm ViT that takes any image size ({error})") from None
+        if not is_vit(vit):
+            raise HuvrError(f"encoder {name!r} is not a timm ViT, but a {type(vit).__name__}")
         config = vit.pretrained_cfg
         return cls(vit, config["mean"], config["std"])
 
@@ -110,10 +117,11 @@ class Encoder(nn.Module):
 
     @property
     def patch(self) -> int:
-        down, across = self.vit.patch_embed.patch_size
+        down, across = self.vit.patch_embed.feat_ratio(as_scalar=False)
         if down != across:
             raise HuvrError(f"patches of {down}x{across} pixels are not square")
         return down
 
     def forward(self, images: Tensor) -> Tokens:
-        return tokens_of(self.vit, (images - self.mean) / self.std)
+        normalised = (images - self.mean) / self.std
+        return tokens_of(self.vit, normalised.to(self.mean.dtype))  # that of the network, whatever the images have

@@ -19,6 +19,10 @@ from huvr.model.tokens import Tokens
 
 Positions = Literal["scaled", "index"]
 Modulation = Literal["free", "released"]
+_POSITIVE = (
+    "image_size", "patch", "width", "depth", "heads", "tintok_dim", "decoder_width", "decoder_heads", "decoder_hidden",
+    "inr_frequencies", "inr_upsample",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,18 @@ class HUVRConfig:
         for name, allowed in {"positions": Positions, "modulation": Modulation}.items():
             if getattr(self, name) not in get_args(allowed):
                 raise HuvrError(f"{name} {getattr(self, name)!r}: choose one of {', '.join(get_args(allowed))}")
+        least = {"registers": 0, "decoder_depth": 0} | dict.fromkeys(_POSITIVE, 1)
+        for name, limit in least.items():
+            if getattr(self, name) < limit:
+                raise HuvrError(f"{name} {getattr(self, name)}: expected {limit} or more")
+        if min(self.inr_widths) < 1 or self.inr_max_frequency <= 0:
+            raise HuvrError(
+                f"inr_widths {self.inr_widths}, inr_max_frequency {self.inr_max_frequency}: expected positive numbers"
+            )
+        if self.encoder is None and (self.width % self.heads or self.width // self.heads % 4):
+            raise HuvrError(f"width {self.width}, heads {self.heads}: each head needs the same width, a multiple of 4")
+        if self.decoder_attention and self.decoder_width % self.decoder_heads:
+            raise HuvrError(f"decoder_width {self.decoder_width} is not a multiple of decoder_heads {self.decoder_heads}")
 
 
 PRESETS: dict[str, HUVRConfig] = {
@@ -117,6 +133,8 @@ class HUVR(nn.Module):
         """Images ``(B, 3, H, W)`` of any size to standard tokens; the grid covers the image, its edge repeated where needed."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise HuvrError(f"images of shape {tuple(images.shape)}: expected (B, 3, H, W)")
+        if not images.is_floating_point():
+            raise HuvrError(f"images of {images.dtype}: expected floating-point numbers in [0, 1]")
         down, right = (-side % self.patch for side in images.shape[-2:])
         return self.encoder(F.pad(images, (0, right, 0, down), mode="replicate") if down or right else images)
 
