@@ -64,13 +64,6 @@ def write_record(name: str, data: str, config: dict[str, Any], figures: Any, fol
     print(f"wrote {short(str(target))}")
 
 
-def known_figures(name: str, data: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Figures of an earlier record of the same data and settings, if there is one."""
-    path = RESULTS / f"{name}.json"
-    record = json.loads(path.read_text()) if path.exists() else {}
-    return record["figures"] if record.get("data") == data and record["config"] == config else {}
-
-
 def resident_mb(field: str) -> float:
     """Resident memory of this process, now ("VmRSS") or at its peak ("VmHWM"), in MB (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -108,8 +108,8 @@ class Pretraining(LightningModule):
             f"lr {lr}: expected a positive number": lr > 0,
             f"warmup {warmup}: expected a share of the steps, 0 to 1": 0 <= warmup <= 1,
             f"betas {tuple(betas)}: expected two numbers from 0 to below 1": all(0 <= beta < 1 for beta in betas),
-            f"min_lr {min_lr}, weight_decay {weight_decay}, seed {seed}: expected 0 or more": min(min_lr, weight_decay, seed)
-            >= 0,
+            f"min_lr {min_lr}, weight_decay {weight_decay}: expected 0 or more": min(min_lr, weight_decay) >= 0,
+            f"seed {seed}: expected 0 or more": seed >= 0,
         }
         for mistake in (text for text, kept in limits.items() if not kept):
             raise HuvrError(mistake)

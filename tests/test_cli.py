@@ -213,6 +213,7 @@ def test_callbacks_replace_and_callbacks_plus_appends(folder: Path) -> None:
         assert names == expected
     assert main(["fit", "--config", "own.yaml", "--trainer.callbacks+=LearningRateMonitor"]) == 0
     assert len(saved("runs/own")["trainer"]["callbacks"]) == 2
+    assert main(["fit", "--config", "tiny.yaml", "--trainer.callbacks", "LearningRateMonitor"]) == 0
 
 
 def test_links_stay_out_of_what_is_saved(folder: Path) -> None:
@@ -343,6 +344,7 @@ def test_files_that_are_no_config(folder: Path, capsys: pytest.CaptureFixture[st
         (["--trainer.limit_val_batches", "x"], "trainer.limit_val_batches: expected float or int or null, got 'x'"),
         (["--trainer.accelerator", "abacus"], "trainer: "),
         (["--trainer.devices", "[a]"], "trainer: `devices`"),
+        (["--seed_everything", "-1"], "seed_everything -1: expected 0 to 4294967295"),
         (["--data.broken", "true"], "photo.jpg: not a readable image"),
     ],
 )
@@ -363,6 +365,9 @@ def test_mistakes_on_the_command_line(
         (["--model.weights.lpisp", "1"], "unknown option model.weights.lpisp: did you mean model.weights.lpips?"),
         (["--data.workers", "many"], "data.workers: expected int or null, got 'many'"),
         (["--model.decoder_tap", "9"], "decoder_tap 9: the decoder has layers 1 to 1"),
+        (["--model.net.heads", "5"], "width 48, heads 5: each head needs the same width"),
+        (["--model.net.tintok_dim", "0"], "tintok_dim 0: expected 1 or more"),
+        (["--model.lr", "-1"], "lr -1.0: expected a positive number"),
     ],
 )
 def test_mistakes_in_pretraining(folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

@@ -104,6 +104,10 @@ def test_equal_names_do_not_overwrite_each_other(encoder: str, photos: Path) -> 
     os.rename("photos/sub/c.png", "photos/sub/a.png")
     assert main(["reconstruct", "photos/a.png", "photos/sub/a.png", "--encoder", encoder, "--out", "out"]) == 0
     assert [pixels(f"out/{name}").shape[0] for name in ("a_panel.png", "a-2_panel.png")] == [24, 30]
+    os.rename("photos/b.png", "photos/a-2.png")
+    photographs = ["photos/a.png", "photos/sub/a.png", "photos/a-2.png"]
+    assert main(["reconstruct", *photographs, "--encoder", encoder, "--out", "three"]) == 0
+    assert written("three") == ["a-2-2_panel.png", "a-2_panel.png", "a_panel.png"]
 
 
 def test_reconstruct_at_another_size_and_scale(encoder: str, photos: Path) -> None:

@@ -22,7 +22,8 @@ PARAMETERS = {
     # the released network with its four distillation heads, less the LayerNorm before the up-projection, plus the cosine
     # head (256 × 768 + 768 for the patch vector, 256 × 768 for the global one)
     "pretrain.yaml": 123_837_328 - 64 + 393_984,
-    "demo.yaml": 0,
+    # by hand: encoder, bottleneck, decoder, INR with cosine head
+    "demo.yaml": 1_932_800 + 15_008 + 526_848 + 369_072,
 }
 SMALL = {
     "model.net.width": 48, "model.net.depth": 1, "model.net.heads": 3, "model.net.decoder_width": 48,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
@@ -145,6 +146,20 @@ def test_training_learns_teachers_and_pixels(tmp_path: Path, teachers: list[Teac
     )
 
 
+def test_lpips_counts_half_where_asked_for(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file(torchvision.models.squeezenet1_1(weights=None).features.state_dict(), tmp_path / "trunk.safetensors")
+    module = Pretraining(
+        TINY, weights=LossWeights(lpips=0.5, koleo=0), lpips_net="squeeze", lpips_trunk=str(tmp_path / "trunk.safetensors"),
+        pictures_every=0,
+    )  # fmt: skip
+    trainer(tmp_path, max_steps=1).fit(module, loader())
+    pixel, perceptual, total = (logged(tmp_path).Scalars(f"train/{name}")[0].value for name in ("pixel", "lpips", "loss"))
+    assert perceptual > 0
+    assert total == pytest.approx(pixel + 0.5 * perceptual)
+    assert not [name for name in module.state_dict() if "lpips" in name]
+
+
 def test_gradients_reach_both_branches_and_are_logged_before_clipping(tmp_path: Path) -> None:
     module = Pretraining(TINY, pictures_every=0)
     trainer(tmp_path, gradient_clip_val=1e-6).fit(module, loader())
@@ -184,14 +199,14 @@ def test_validation_is_the_mean_over_images_and_needs_no_teacher(tmp_path: Path)
         trainer(tmp_path).fit(module, loader())
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize(("side", "kind"), [(32, torch.uint8), (37, torch.float32)])
 def test_any_precision_size_and_kind_of_images(tmp_path: Path, precision: str, side: int, kind: torch.dtype) -> None:
     module = Pretraining(TINY, phase_jitter=0.5, pictures_every=0)
     trainer(tmp_path, precision=precision).fit(module, loader(side=side, kind=kind), loader(side=side, kind=kind))
     for name in ("train/loss", "train/koleo", "val/psnr"):
         assert all(math.isfinite(event.value) for event in logged(tmp_path).Scalars(name))
-    assert all(p.dtype == torch.float32 for p in module.parameters())
+    assert all(p.dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32) for p in module.parameters())
 
 
 def test_pictures_are_logged_of_the_validation_images(tmp_path: Path) -> None:
@@ -246,5 +261,15 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         Pretraining(TINY, decoder_tap=3)
     with pytest.raises(HuvrError, match=r"phase_jitter 0\.6: expected 0 to 0\.5"):
         Pretraining(TINY, phase_jitter=0.6)
+    with pytest.raises(HuvrError, match=r"lr 0\.0: expected a positive number"):
+        Pretraining(TINY, lr=0.0)
+    with pytest.raises(HuvrError, match=r"warmup 5: expected a share of the steps, 0 to 1"):
+        Pretraining(TINY, warmup=5)
+    with pytest.raises(HuvrError, match=r"betas \(0\.9, 1\.0\): expected two numbers"):
+        Pretraining(TINY, betas=(0.9, 1.0))
+    with pytest.raises(HuvrError, match=r"weight_decay -1: expected 0 or more"):
+        Pretraining(TINY, weight_decay=-1)
+    with pytest.raises(HuvrError, match=r"seed -1: expected 0 or more"):
+        Pretraining(TINY, seed=-1)
     with pytest.raises(HuvrError, match="4x4 pixels are smaller than a patch of 8"):
         trainer(tmp_path).fit(Pretraining(TINY), loader(side=4))

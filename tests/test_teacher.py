@@ -71,6 +71,13 @@ def test_patches_of_a_coarser_network_are_resampled_and_averaged_for_cls(tmp_pat
     torch.testing.assert_close(rows[:, :, 0] > rows[:, :, 3], expected[:, :, 0, 0] > expected[:, :, 1, 0])
 
 
+def test_a_network_that_merges_its_patches_sees_the_crop_as_it_is(tmp_path: Path) -> None:
+    network, file = saved(tmp_path, "swin_tiny_patch4_window7_224", dynamic_img_size=True, strict_img_size=False)
+    tokens = Teacher(TeacherConfig("swin_tiny_patch4_window7_224", file))(IMAGES[..., :32], (4, 2))
+    expected = features(network, IMAGES[..., :32], [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # (2, 2, 1, 768)
+    torch.testing.assert_close(tokens.cls, expected.mean((1, 2)))
+
+
 @pytest.mark.parametrize(("size", "seen"), [((64, 64), (96, 96)), ((64, 16), (192, 48)), ((32, 32), (96, 96))])
 def test_an_image_size_keeps_the_aspect(tmp_path: Path, size: tuple[int, int], seen: tuple[int, int]) -> None:
     _, file = saved(tmp_path, "test_vit")

@@ -227,7 +227,8 @@ def test_tensors_beside_the_network_are_named(tmp_path: Path, caplog: pytest.Log
         (lambda c: c["huvr_config"].update(tintok_dim=8), "bottleneck.down.1.weight has shape (6, 48), expected (8, 48)"),
         (lambda c: c["huvr_config"].update(colour="red"), "not the config of a HUVR network ("),
         (lambda c: c["huvr_config"].update(inr_widths=(1, 2)), "not the config of a HUVR network ("),
-        (lambda c: c["huvr_config"].update(heads=0), "no network can be built from its config ("),
+        (lambda c: c["huvr_config"].update(heads=0), "not the config of a HUVR network (heads 0: expected 1 or more"),
+        (lambda c: c["huvr_config"].update(distill_dims={"encoder.cls": 8}), "no network can be built from its config ("),
         (lambda c: c["huvr_config"].update(inr_upsample=3), "patch size 8 is not a multiple of upsample 3"),
         (lambda c: c.update(huvr_config=[1]), "not the config of a HUVR network ("),
         (lambda c: c.pop("state_dict"), "its weights are not a dictionary of tensors by name"),
@@ -272,7 +273,7 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
         ({name: tensor for name, tensor in whole.items() if name != "encoder.mean"}, "tensors are missing: encoder.mean"),
         (
             {name: tensor for name, tensor in whole.items() if "inr" not in name},
-            "inr.layers.0.bias, inr.layers.0.weight, inr.layers.1.bias and 13 more",
+            "inr.cosine_head.of_global.weight, inr.cosine_head.of_patch.bias, inr.cosine_head.of_patch.weight and 16 more",
         ),
     ):
         save_file(edited, tmp_path / "model.safetensors")

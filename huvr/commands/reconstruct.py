@@ -67,11 +67,13 @@ def pictures(photos: list[Path], out: Path) -> dict[Path, Path]:
         HuvrError: for a photo or folder that does not exist, before any work is done.
     """
     targets: dict[Path, Path] = {}
+    taken: set[Path] = set()
     for given in photos:
         if not given.exists():
             raise HuvrError(f"{given}: no such file or folder")
         for path in list_images(given) if given.is_dir() else [given]:
             name = out / (path.relative_to(given) if given.is_dir() else Path(path.name)).with_suffix("")
             names = itertools.chain([name], (name.with_name(f"{name.name}-{number}") for number in itertools.count(2)))
-            targets[path] = next(free for free in names if free not in targets.values())
+            targets[path] = next(free for free in names if free not in taken)
+            taken.add(targets[path])
     return targets

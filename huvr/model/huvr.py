@@ -77,10 +77,8 @@ class HUVRConfig:
         for name, limit in least.items():
             if getattr(self, name) < limit:
                 raise HuvrError(f"{name} {getattr(self, name)}: expected {limit} or more")
-        if min(self.inr_widths) < 1 or self.inr_max_frequency <= 0:
-            raise HuvrError(
-                f"inr_widths {self.inr_widths}, inr_max_frequency {self.inr_max_frequency}: expected positive numbers"
-            )
+        if min(*self.inr_widths, self.inr_max_frequency) <= 0:
+            raise HuvrError(f"inr_widths {self.inr_widths}, inr_max_frequency {self.inr_max_frequency}: expected above 0")
         if self.encoder is None and (self.width % self.heads or self.width // self.heads % 4):
             raise HuvrError(f"width {self.width}, heads {self.heads}: each head needs the same width, a multiple of 4")
         if self.decoder_attention and self.decoder_width % self.decoder_heads:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +104,37 @@ def test_sizes_outside_the_tokens(model: HUVR, decoded: Tokens, size: tuple[int,
 def test_images_of_a_wrong_shape(model: HUVR, shape: tuple[int, ...]) -> None:
     with pytest.raises(HuvrError, match=r"expected \(B, 3, H, W\)"):
         model.encode(torch.zeros(shape))
+
+
+def test_bytes_are_refused(model: HUVR) -> None:
+    with pytest.raises(HuvrError, match=r"images of torch\.uint8: expected floating-point numbers in \[0, 1\]"):
+        model.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_of_another_precision_takes_images_as_they_are(model: HUVR, dtype: torch.dtype) -> None:
+    images = torch.rand(1, 3, 16, 24)
+    painted = copy.deepcopy(model).to(dtype).reconstruct(images)
+    assert painted.dtype == dtype
+    torch.testing.assert_close(painted.float(), model.reconstruct(images), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 0}, "depth 0: expected 1 or more"),
+        ({"tintok_dim": -3}, "tintok_dim -3: expected 1 or more"),
+        ({"registers": -1}, "registers -1: expected 0 or more"),
+        ({"inr_widths": (16, 0, 16)}, "expected above 0"),
+        ({"inr_max_frequency": 0.0}, "expected above 0"),
+        ({"width": 50, "heads": 4}, "width 50, heads 4: each head needs the same width, a multiple of 4"),
+        ({"width": 52, "heads": 2}, "width 52, heads 2: each head needs the same width, a multiple of 4"),
+        ({"decoder_attention": True, "decoder_heads": 7}, "decoder_width 40 is not a multiple of decoder_heads 7"),
+    ],
+)
+def test_shapes_that_are_none(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(HuvrError, match=message):
+        replace(TINY, **change)
 
 
 @pytest.mark.parametrize("change", [{"modulation": "fre"}, {"positions": "absolute"}])

@@ -127,7 +127,17 @@ def test_without_cls_the_mean_of_patches_stands_for_it() -> None:
     torch.testing.assert_close(tokens.cls, vit.forward_features(images).mean(1))
 
 
-@pytest.mark.parametrize("name", ["no_such_model", "resnet10t"])
+@pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224", "eva02_tiny_patch14_224", "vit_tiny_r_s16_p8_224"])
+def test_every_parameter_of_a_timm_encoder_is_behind_its_tokens(name: str) -> None:
+    with torch.device("meta"):
+        encoder = Encoder.from_timm(name, image_size=2 * 112)
+    tokens = encoder(torch.zeros(1, 3, 4 * encoder.patch, 6 * encoder.patch, device="meta"))
+    assert tokens.grid == (4, 6)
+    tokens.sequence.sum().backward()
+    assert not [name for name, parameter in encoder.named_parameters() if parameter.grad is None]
+
+
+@pytest.mark.parametrize("name", ["no_such_model", "resnet10t", "swin_tiny_patch4_window7_224"])
 def test_encoders_that_are_no_timm_vit(name: str) -> None:
     with pytest.raises(HuvrError, match=f"encoder '{name}' is not a timm ViT"):
         Encoder.from_timm(name, image_size=32)

@@ -64,6 +64,44 @@ def test_parts_of_the_released_base(part: str, parameters: int) -> None:
     assert count(RELEASED, part) == parameters
 
 
+def encoder_parameters(width: int, depth: int) -> int:
+    hidden = int(width * 8 / 3)
+    attention, mlp = 4 * (width**2 + width), 3 * width * hidden + 2 * hidden + width
+    norms = 4 * width + 2 * hidden  # before attention and MLP, and inside the MLP
+    patches_cls_and_last_norm = 3 * 16**2 * width + width + width + 2 * width
+    return patches_cls_and_last_norm + depth * (attention + mlp + norms)
+
+
+def decoder_parameters(width: int, depth: int, hidden: int, attention: bool) -> int:
+    mlp = 2 * width + 2 * width * hidden + hidden + width
+    return depth * (mlp + attention * (2 * width + 4 * width**2 + width))
+
+
+def inr_parameters(token: int, width: int) -> int:
+    layers = 128 * width + 2 * width**2 + 3 * width
+    heads = 2 * (2 * token + token * width + width)
+    conv, cosines = 9 * width * 48 + 48, 2 * width * 768 + 768
+    return layers + heads + conv + cosines
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "decoder", "inr_width"),
+    [
+        ("tiny", (192, 12), (192, 2, 768, True), 128),
+        ("small", (384, 12), (512, 4, 2048, False), 256),
+        ("base", (768, 12), (1024, 4, 4096, False), 256),
+        ("large", (1024, 24), (1280, 4, 4096, False), 256),
+    ],
+)
+def test_presets_are_as_large_as_tabulated(
+    name: str, encoder: tuple[int, int], decoder: tuple[int, int, int, bool], inr_width: int
+) -> None:
+    down = 2 * encoder[0] + 32 * encoder[0] + 32
+    up = 32 * decoder[0] + decoder[0]
+    expected = encoder_parameters(*encoder) + down + up + decoder_parameters(*decoder) + inr_parameters(decoder[0], inr_width)
+    assert count(PRESETS[name]) == expected
+
+
 def test_unknown_preset() -> None:
     with pytest.raises(HuvrError, match="unknown preset 'huge': choose one of tiny, small, base, large"):
         HUVR.preset("huge")
