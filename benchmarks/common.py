@@ -41,6 +41,9 @@ def commit() -> str:
     return run.stdout.strip()
 
 
+COMMIT = commit()  # at the start: what is edited while a benchmark runs has no part in it
+
+
 def short(argument: str) -> str:
     """A path without the folders that only exist here: its last two parts."""
     return "/".join(Path(argument).parts[-2:]) if Path(argument).exists() else argument
@@ -50,7 +53,7 @@ def write_record(name: str, data: str, config: dict[str, Any], figures: Any, fol
     """Write ``<folder>/<name>.json`` whole or not at all."""
     record = {
         "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *map(short, sys.argv[1:])]),
-        "commit": commit(),
+        "commit": COMMIT,
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(),
         "torch": torch.__version__,
