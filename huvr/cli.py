@@ -2,7 +2,8 @@
 
 A verb of ``TRAINING`` runs the method of that name of Lightning's Trainer on whatever module and data
 a config names (:mod:`huvr.commands.training`). A verb of ``TOOLS`` is a plain function whose signature
-and docstring make its options. Nothing heavy is imported before the verb is known.
+and docstring make its options. A verb of ``TASKS`` deals with what installed packages measure frozen encoders by, and
+reads its options itself. Nothing heavy is imported before the verb is known.
 
 A mistake of the user ends in one line on standard error and exit status 2; a mistake of ours keeps its traceback.
 """
@@ -27,6 +28,10 @@ TOOLS = {
     "reconstruct": ("huvr.commands.reconstruct", "photos through TinToks and back: pictures and PSNR"),
     "encode": ("huvr.commands.encode", "the tokens of a folder of images, to a Parquet file"),
     "convert": ("huvr.commands.convert", "released weights into our format, and back"),
+}
+TASKS = {
+    "probe": ("huvr.commands.probe", "a task on a frozen encoder: its figures, in a record"),
+    "tasks": ("huvr.commands.tasks", "the tasks that are installed"),
 }
 
 
@@ -59,8 +64,10 @@ def run(arguments: list[str]) -> int:
     elif verb in TOOLS:
         function = getattr(import_module(TOOLS[verb][0]), verb)
         import_module("huvr.commands.arguments").call(function, options)
+    elif verb in TASKS:
+        import_module(TASKS[verb][0]).run(options)
     else:
-        verbs = [*TRAINING, *TOOLS]
+        verbs = [*TRAINING, *TOOLS, *TASKS]
         near = difflib.get_close_matches(verb, verbs, n=1)
         raise HuvrError(f"unknown verb {verb!r}: {f'did you mean {near[0]!r}?' if near else 'choose one of ' + ', '.join(verbs)}")
     return 0
@@ -68,7 +75,7 @@ def run(arguments: list[str]) -> int:
 
 def overview() -> str:
     """The help of the command as a whole."""
-    rows = [*TRAINING.items(), *((verb, text) for verb, (_, text) in TOOLS.items())]
+    rows = [*TRAINING.items(), *((verb, text) for verb, (_, text) in [*TOOLS.items(), *TASKS.items()])]
     return "\n".join([
         "usage: huvr VERB …",
         "",
