@@ -1,0 +1,1 @@
+"""Protocols of the tasks; ``huvr probe --task NAME`` follows NAME.yaml."""

@@ -1,0 +1,170 @@
+"""``huvr probe``: a task on the tokens of a frozen encoder.
+
+A task is a LightningModule that an installed package offers under the entry-point group ``huvr.tasks``, and whose
+parameter ``encoder`` is a ``huvr.tasks.base.EncoderConfig``. One with a ``training_step`` is trained; then it is tested, at
+its best checkpoint where a ModelCheckpoint monitors something. What it logs in ``test_step`` goes into ``record.json`` of
+the run folder, beside what its attribute ``details``, a dictionary, holds.
+
+The protocol of task NAME is the shipped config ``probe/NAME.yaml``; ``--config`` changes it, and options change both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from huvr.commands import tasks
+from huvr.commands.arguments import read_yaml
+from huvr.commands.calm import calm
+from huvr.commands.training import TrainingCLI, find_checkpoint
+from huvr.errors import HuvrError
+from huvr.files import whole
+
+USAGE = """\
+usage: huvr probe --task NAME --encoder SOURCE [--tokens KIND] [--config NAME] [--data.root FOLDER] [--KEY VALUE ...]
+
+  --task NAME        one of: {tasks}
+  --encoder SOURCE   whatever huvr.load opens, or timm:NAME (--model.encoder.weights FILE for weights of your own)
+  --tokens KIND      standard, tintok, decoder, or pca<d> such as pca32
+  --config NAME      a YAML file over the task's own protocol, the shipped config probe/NAME.yaml
+
+  huvr probe --task NAME --help   every option of a task"""
+SHORT = {"encoder": "--model.encoder.source", "tokens": "--model.encoder.tokens", "root": "--data.root"}
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Carry out one probe, and write its record.
+
+    Raises:
+        HuvrError: for a task, options, an encoder or data that do not fit.
+    """
+    calm()
+    given, rest = shortcuts(arguments)
+    if given.task is None:
+        if {"-h", "--help"} & {*rest}:
+            print(USAGE.format(tasks=", ".join(tasks.installed())))
+            return
+        raise HuvrError(f"which task? --task with one of {', '.join(tasks.installed())}")
+    entry = tasks.find(given.task)
+    start = time.perf_counter()
+    try:
+        cli = ProbeCLI(entry, [*protocol(entry), "--run", run_folder(given), *rest, *lengthened(given)])
+        metrics = measured(cli)
+    except MisconfigurationException as error:
+        raise HuvrError(str(error)) from None
+    if cli.trainer.is_global_zero:
+        write_record(cli, entry, metrics, time.perf_counter() - start)
+
+
+def shortcuts(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options that every task has, and all the others."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag, name in (("--task", "task"), ("--encoder", "encoder"), ("--tokens", "tokens"), ("--data.root", "root")):
+        parser.add_argument(flag, dest=name)
+    try:
+        return parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise HuvrError(str(error)) from None
+
+
+def lengthened(given: argparse.Namespace) -> list[str]:
+    """The short options as those of model and data."""
+    return [f"{long}={getattr(given, name)}" for name, long in SHORT.items() if getattr(given, name) is not None]
+
+
+def run_folder(given: argparse.Namespace) -> str:
+    """``runs/probe/TASK-ENCODER-TOKENS-DATA``, so that probes to be compared do not overwrite each other."""
+    parts = (given.task, given.encoder, given.tokens, given.root)
+    return "runs/probe/" + "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.")[-60:] for part in parts if part)
+
+
+def protocol(entry: EntryPoint) -> list[str]:
+    """The shipped config of a task, where there is one."""
+    config = files("huvr.configs").joinpath("probe", f"{entry.name}.yaml")
+    return ["--config", str(config)] if config.is_file() else []
+
+
+class ProbeCLI(TrainingCLI):
+    """The options of a task, of labelled data by default, and of a trainer."""
+
+    def __init__(self, entry: EntryPoint, arguments: Sequence[str]) -> None:
+        try:
+            entry.load()
+        except (ImportError, AttributeError) as error:
+            raise HuvrError(f"task {entry.name} of {tasks.package(entry)} cannot be imported: {error}") from error
+        self.entry = entry
+        super().__init__("probe", arguments)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        data = {"class_path": "huvr.tasks.features.Features"}
+        parser.set_defaults({"model": {"class_path": f"{self.entry.module}.{self.entry.attr}"}, "data": data})
+
+
+def measured(cli: ProbeCLI) -> dict[str, float]:
+    """Train what is to be trained, test, and return what the test logged."""
+    trainer, task, data = cli.trainer, cli.model, cli.datamodule
+    best = None
+    if is_overridden("training_step", task):
+        checkpoint = find_checkpoint(cli.config.ckpt_path, Path(cli.config.run), may_be_absent=True)
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:
+            if trainer.state.status == TrainerStatus.INTERRUPTED:  # Lightning's answer to Ctrl-C
+                raise KeyboardInterrupt from None
+            raise
+        keepers = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint) and each.monitor]
+        best = keepers[0].best_model_path if keepers else None
+    found = trainer.test(task, datamodule=data, ckpt_path=best or None, weights_only=True, verbose=False)
+    return {name: value for metrics in found for name, value in metrics.items()}
+
+
+def write_record(cli: ProbeCLI, entry: EntryPoint, metrics: dict[str, float], seconds: float) -> None:
+    """``record.json`` of the run folder; the metrics are printed too."""
+    folder = Path(cli.config.run)
+    config = read_yaml(folder / "config_probe.yaml")
+    encoder = config["model"].get("init_args", {}).get("encoder") or {}
+    record: dict[str, Any] = {
+        "task": entry.name,
+        "package": tasks.package(entry),
+        "encoder": encoder.get("source"),
+        "tokens": encoder.get("tokens"),
+        "version": version("huvr"),
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+        "seconds": round(seconds, 1),
+        "metrics": metrics,
+        **getattr(cli.model, "details", {}),
+        "config": config,
+    }
+    with whole(folder / "record.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    for name, value in metrics.items():
+        print(f"{name:<12}{value:8.2f}")
+    print(f"record: {folder / 'record.json'}")
+
+
+def commit() -> str | None:
+    """The commit of huvr, marked when the tree had changes; None where it does not run from its repository."""
+    here = Path(__file__).parent
+    try:
+        subprocess.run(["git", "ls-files", "--error-unmatch", "training.py"], cwd=here, capture_output=True, check=True)
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,196 @@
+"""What every task begins with: an encoder that is loaded, frozen and asked for one kind of token."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn import functional as F
+
+from huvr.errors import HuvrError
+from huvr.model.encoder import is_vit, tokens_of
+from huvr.model.tokens import Tokens
+from huvr.teacher import RGB, Teacher, TeacherConfig
+from huvr.weights import load
+
+from .pca import PCA, Moments
+
+KINDS = "standard, tintok, decoder, or pca<d> such as pca32"
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A network, and which of its tokens a task sees.
+
+    Attributes:
+        source: whatever ``huvr.load`` opens, or ``timm:NAME`` for any timm network.
+        tokens: "standard"; "tintok" or "decoder" of a HUVR network; "pca32" for 32 principal components of the
+            standard tokens, fitted on the training split.
+        layer: block whose output, through the final norm, stands for the standard tokens; -1 is the last.
+        weights: of a timm network: "hub", or a local ``.safetensors`` or ``.pth`` file.
+        mean, std: normalisation of a timm network's images in [0, 1]; None is its own.
+    """
+
+    source: str = ""
+    tokens: str = "standard"
+    layer: int | None = None
+    weights: str = "hub"
+    mean: RGB | None = None
+    std: RGB | None = None
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise HuvrError("which encoder? --encoder with whatever huvr.load opens, or timm:NAME")
+        if not re.fullmatch(r"standard|tintok|decoder|pca[1-9]\d*", self.tokens):
+            raise HuvrError(f"tokens {self.tokens!r}: choose {KINDS}")
+        if self.tokens in ("tintok", "decoder"):
+            if self.timm_name:
+                raise HuvrError(f"tokens {self.tokens}: {self.source} is no HUVR network and has only standard and pca<d>")
+            if self.layer is not None:
+                raise HuvrError(f"layer {self.layer}: {self.tokens} tokens come from the last layer; leave it out")
+        if not self.timm_name and (self.weights != "hub" or self.mean or self.std):
+            raise HuvrError(f"weights, mean and std belong to timm:NAME; {self.source} has its own")
+
+    @property
+    def timm_name(self) -> str | None:
+        """NAME of ``timm:NAME``."""
+        return self.source[len("timm:") :] if self.source.startswith("timm:") else None
+
+    @property
+    def components(self) -> int | None:
+        """d of ``pca<d>``."""
+        return int(self.tokens[len("pca") :]) if self.tokens.startswith("pca") else None
+
+
+class FrozenEncoder:
+    """Images ``(B, 3, H, W)`` in [0, 1] to the tokens of a network that never learns.
+
+    Where a network has no cls token, the mean of its patches stands for it. A ViT takes any size; the edge is repeated
+    up to whole patches.
+
+    It is no ``nn.Module`` on purpose: its parameters belong to no optimiser and no checkpoint of a task.
+
+    Raises:
+        HuvrError: for a source that cannot be loaded, or has no such tokens or layer.
+    """
+
+    def __init__(self, config: EncoderConfig, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.pca: tuple[PCA, PCA] | None = None
+        if config.timm_name:
+            try:
+                teacher = Teacher(TeacherConfig(config.timm_name, config.weights, mean=config.mean, std=config.std), device)
+            except HuvrError as error:
+                raise HuvrError(f"encoder {config.source}: {error}") from None
+            self.model, self.network = None, teacher.network
+            self.mean, self.std = teacher.mean, teacher.std
+        else:
+            self.model = load(config.source, str(device)).requires_grad_(False)
+            self.network = self.model.encoder.vit
+            self.mean, self.std = self.model.encoder.mean, self.model.encoder.std
+        self.layer = None if config.layer is None else self._block(config.layer)
+        if config.components and config.components > self.network.num_features:
+            raise HuvrError(f"tokens {config.tokens}: the standard tokens have {self.network.num_features} numbers")
+
+    def _block(self, layer: int) -> int:
+        blocks = len(self.network.blocks) if is_vit(self.network) else len(self.network.feature_info)
+        if not -blocks <= layer < blocks:
+            raise HuvrError(f"layer {layer}: {self.config.source} has {blocks}, 0 to {blocks - 1} or -1 to -{blocks}")
+        return layer % blocks
+
+    def to(self, device: torch.device | str) -> FrozenEncoder:
+        (self.model or self.network).to(device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all that decides about the tokens before PCA: weights, shape of the network, normalisation, kind."""
+        digest = hashlib.blake2b(digest_size=16)
+        shape = asdict(self.model.config) if self.model else self.config.timm_name
+        kind = "standard" if self.config.components else self.config.tokens
+        digest.update(repr((shape, kind, self.layer, self.mean.flatten().tolist(), self.std.flatten().tolist())).encode())
+        for name, tensor in sorted((self.model or self.network).state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def __call__(self, images: Tensor) -> Tokens:
+        return self.project(self.look(images))
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> Tokens:
+        """The tokens before PCA, in fp32."""
+        normalised = (self._fitting(images.to(self.device)) - self.mean) / self.std
+        tokens = tokens_of(self.network, normalised) if self.layer is None else self._intermediate(normalised)
+        if self.model and self.config.tokens in ("tintok", "decoder"):
+            tokens = self.model.compress(tokens)
+            tokens = self.model.expand(tokens) if self.config.tokens == "decoder" else tokens
+        return tokens.apply(Tensor.float)
+
+    def fit(self, tokens: Iterable[Tokens]) -> None:
+        """Find the principal components of training tokens as :meth:`look` gives them, of cls and patches each their own."""
+        moments: tuple[Moments, Moments] | None = None
+        for each in tokens:
+            moments = moments or (Moments(each.dim, each.cls.device), Moments(each.dim, each.cls.device))
+            moments[0].add(each.cls)
+            moments[1].add(each.patches.flatten(0, 1))
+        if moments is None or self.config.components is None:
+            raise HuvrError(f"tokens {self.config.tokens}: nothing to fit principal components on")
+        self.pca = PCA(moments[0], self.config.components), PCA(moments[1], self.config.components)
+
+    def project(self, tokens: Tokens) -> Tokens:
+        """PCA of what :meth:`look` gave, where the tokens are to be ``pca<d>``."""
+        if self.config.components is None:
+            return tokens
+        if self.pca is None:
+            raise HuvrError(f"tokens {self.config.tokens}: not fitted on a training split yet")
+        return replace(tokens, cls=self.pca[0](tokens.cls), patches=self.pca[1](tokens.patches))
+
+    def _fitting(self, images: Tensor) -> Tensor:
+        """Images of a size that the network takes."""
+        if is_vit(self.network):
+            steps = self.network.patch_embed.feat_ratio(as_scalar=False)
+            down, right = (-side % step for side, step in zip(images.shape[-2:], steps, strict=True))
+            return F.pad(images, (0, right, 0, down), mode="replicate") if down or right else images
+        own = self.network.pretrained_cfg
+        if own["fixed_input_size"] and images.shape[1:] != own["input_size"]:
+            height, width = own["input_size"][1:]
+            raise HuvrError(f"{self.config.source} only takes images of {height}x{width} pixels: set data.crop {height}")
+        return images
+
+    def _intermediate(self, normalised: Tensor) -> Tokens:
+        """The output of one block in place of the last; of a network without blocks, of one of its stages."""
+        prefix = getattr(self.network, "num_prefix_tokens", 0)
+        options = {"return_prefix_tokens": True} if prefix else {}
+        (found,) = self.network.forward_intermediates(
+            normalised, [self.layer], norm=is_vit(self.network), stop_early=True, intermediates_only=True, **options
+        )
+        picture = found[0] if prefix else found
+        patches = picture.flatten(2).transpose(1, 2)
+        has_cls = getattr(self.network, "cls_token", None) is not None
+        return Tokens(found[1][:, 0] if has_cls else patches.mean(1), patches, tuple(picture.shape[2:]))
+
+
+class FrozenEncoderTask(LightningModule):
+    """A task on the tokens of a frozen encoder.
+
+    ``huvr probe`` fits a task that has a ``training_step``, keeps the best, and tests it; what ``test_step`` logs is the
+    result, and ``details`` is whatever else belongs into its record.
+    """
+
+    def __init__(self, encoder: EncoderConfig) -> None:
+        super().__init__()
+        self.encoder = FrozenEncoder(encoder)
+        self.details: dict[str, Any] = {}

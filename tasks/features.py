@@ -1,0 +1,188 @@
+"""Labelled images as features of a frozen encoder: seen once, without augmentation, then read from the disk."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.data import suggested_max_num_workers
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode, v2
+from tqdm import tqdm
+
+from huvr.data.samples import Rows
+from huvr.errors import HuvrError
+from huvr.model.tokens import Tokens
+
+from . import cache
+from .base import FrozenEncoder, FrozenEncoderTask
+from .labelled import Looks, classes_of, collate, fingerprint, open_labelled
+
+PIECE = 8192  # features in memory at once
+
+
+class FeatureSplit:
+    """The features of one split, on the disk.
+
+    Args:
+        entry: as the cache gives it.
+        classes: names of the classes, by label.
+        encoder: the one they come from, for what it does on reading, and for the device to read to.
+    """
+
+    def __init__(self, entry: cache.Entry, classes: list[str], encoder: FrozenEncoder) -> None:
+        self.entry, self.classes, self.encoder = entry, classes, encoder
+        self.dim = encoder.config.components or entry.features.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.entry.labels)
+
+    def pieces(self, size: int = PIECE) -> Iterator[tuple[Tensor, Tensor]]:
+        """All features in order, fp32 ``(n, D)`` with labels int64 ``(n,)``, as they would be stored: rounded to fp16."""
+        for features, labels in self.unprojected(size):
+            yield self.encoder.project(without_patches(features)).cls.half().float(), labels
+
+    def unprojected(self, size: int = PIECE) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same before PCA."""
+        for start in range(0, len(self), size):
+            features = torch.from_numpy(np.array(self.entry.features[start : start + size]))
+            labels = torch.from_numpy(self.entry.labels[start : start + size])
+            yield features.to(self.encoder.device).float(), labels.to(self.encoder.device)
+
+
+class Features(LightningDataModule):
+    """The cls tokens of labelled images, for tasks that read them without any augmentation.
+
+    A batch is a whole split, a :class:`FeatureSplit`, to be read piece by piece. What the encoder says of an image lies in
+    ``cache``, once for all tasks with the same encoder, tokens and view; PCA is done on reading.
+
+    Args:
+        root: a folder with split and class subfolders, a Parquet or Arrow file or a folder of them, or the id of a Hugging
+            Face data set, with the column ``label``.
+        train_split: the split to learn from.
+        test_split: the split to be measured on; None finds it: validation, val, valid, dev or test.
+        resize: pixels of the shorter side (bicubic, antialiased).
+        crop: side in pixels of the square in the middle that the encoder sees.
+        train_images, test_images: take only that many, evenly spread over the split.
+        batch_size: images per pass of the encoder.
+        workers: processes that read images; None suits the machine, at most 16.
+        cache: folder of the features.
+
+    Raises:
+        HuvrError: on setup, for data that cannot be opened, have no labels, or only one split.
+    """
+
+    def __init__(
+        self,
+        root: str = "",
+        train_split: str = "train",
+        test_split: str | None = None,
+        resize: int = 256,
+        crop: int = 224,
+        train_images: int | None = None,
+        test_images: int | None = None,
+        batch_size: int = 64,
+        workers: int | None = None,
+        cache: Path = Path("runs/features"),
+    ) -> None:
+        super().__init__()
+        if not root:
+            raise HuvrError("which data? --data.root with a folder, a file or a Hugging Face data set of labelled images")
+        if not 1 <= crop <= resize:
+            raise HuvrError(f"resize {resize}, crop {crop}: expected 1 <= crop <= resize")
+        limits = [limit for limit in (train_images, test_images) if limit is not None]
+        if min([batch_size, *limits]) < 1 or (workers or 0) < 0:
+            raise HuvrError("train_images, test_images, batch_size: expected 1 or more; workers: 0 or more")
+        self.root, self.train_split, self.test_split = root, train_split, test_split
+        self.train_images, self.test_images = train_images, test_images
+        self.resize, self.crop = resize, crop
+        self.view = v2.Compose([
+            v2.Resize(resize, InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(crop), v2.PILToTensor(),
+        ])  # fmt: skip
+        self.batch_size = batch_size
+        self.workers = min(16, suggested_max_num_workers(1)) if workers is None else workers
+        self.cache = cache
+        self.train: FeatureSplit | None = None
+        self.test: FeatureSplit | None = None
+
+    def prepare_data(self) -> None:
+        """Compute what the cache lacks."""
+        if self.train is not None:
+            return
+        for rows, key in zip(self._splits, self._keys, strict=True):
+            if cache.find(self.cache, key) is None:
+                cache.store(self.cache, key, len(rows), self._computed(rows))
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.train is not None:
+            return
+        encoder, splits = self._task.encoder, self._splits
+        train, test = (cache.find(self.cache, key) for key in self._keys)
+        if train is None or test is None:
+            raise HuvrError(f"{self.cache}: the features written there a moment ago are gone")
+        classes = classes_of(splits[0], train.labels)
+        if unknown := sorted({*test.labels.tolist()} - {*train.labels.tolist()}):
+            names = [classes[label] if label < len(classes) else str(label) for label in unknown]
+            raise HuvrError(f"{splits[1].source}: classes that {splits[0].source} lacks: {shorten(', '.join(names), 200)}")
+        encoder.to(self.trainer.strategy.root_device)  # type: ignore[union-attr]
+        self.train, self.test = (FeatureSplit(entry, classes, encoder) for entry in (train, test))
+        if encoder.config.components:
+            encoder.fit(without_patches(features) for features, _ in self.train.unprojected())
+        patches = encoder.look(torch.zeros(1, 3, self.crop, self.crop)).patches.shape[1]
+        sources = zip(("train", "test"), splits, (self.train, self.test), strict=True)
+        self._task.details |= {
+            "data": {name: f"{rows.source}, {len(split)} images" for name, rows, split in sources},
+            "bytes_per_image": {"all tokens, fp16": 2 * self.train.dim * (1 + patches), "cls alone, fp16": 2 * self.train.dim},
+        }
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader([self.train], batch_size=None)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader([self.test], batch_size=None)  # type: ignore[arg-type]
+
+    test_dataloader = val_dataloader
+
+    @property
+    def _task(self) -> FrozenEncoderTask:
+        task = self.trainer.lightning_module if self.trainer else None
+        if not isinstance(task, FrozenEncoderTask):
+            raise HuvrError("data: these features are those of a task's frozen encoder; this model has none")
+        return task
+
+    @cached_property
+    def _splits(self) -> tuple[Rows, Rows]:
+        """The images to learn from, and those to be measured on."""
+        names = (self.train_split, self.test_split)
+        return open_labelled(self.root, names, (self.train_images, self.test_images))
+
+    @cached_property
+    def _keys(self) -> list[dict[str, Any]]:
+        """All that decides about the features of each split."""
+        view = f"shorter side {self.resize} bicubic, middle {self.crop}"
+        encoder = self._task.encoder.fingerprint
+        return [{"encoder": encoder, "feature": "cls", "data": fingerprint(rows), "view": view} for rows in self._splits]
+
+    def _computed(self, rows: Rows) -> Iterator[cache.Entry]:
+        """What the encoder says of all readable images; the others are warned of."""
+        encoder = self._task.encoder.to(self.trainer.strategy.root_device)  # type: ignore[union-attr]
+        loader: DataLoader = DataLoader(Looks(rows, self.view), self.batch_size, num_workers=self.workers, collate_fn=collate)
+        for images, labels, skipped in tqdm(loader, f"features of {rows.source}", unit="batch", disable=None):
+            for reason in skipped:
+                warnings.warn(f"image left out: {reason}", stacklevel=2)
+            if len(images):
+                features = encoder.look(images.to(encoder.device).float() / 255).cls
+                yield cache.Entry(features.half().cpu().numpy(), labels)
+
+
+def without_patches(cls: Tensor) -> Tokens:
+    """Tokens of cls tokens alone, ``(n, D)``."""
+    return Tokens(cls, cls.new_empty(len(cls), 0, cls.shape[1]), (0, 0))

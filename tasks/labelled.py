@@ -1,0 +1,95 @@
+"""Labelled images of any source, seen one by one in order."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from datasets import ClassLabel, IterableDataset
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from huvr.data.samples import Rows
+from huvr.data.sources import HELD_OUT_SPLITS, Table, open_splits
+from huvr.errors import HuvrError
+
+
+def open_labelled(root: str, names: tuple[str, str | None], limits: tuple[int | None, int | None]) -> tuple[Rows, Rows]:
+    """The images of ``root`` to learn from, and those to be measured on.
+
+    Args:
+        root: whatever ``huvr.data.sources.open_splits`` opens.
+        names: of the two splits; None finds the one to be measured on: validation, val, valid, dev or test.
+        limits: how many images to take, evenly spread over the split; None takes all.
+
+    Raises:
+        HuvrError: where there are no such splits, or no labels.
+    """
+    splits = open_splits(root)
+    train, test = names[0], names[1] or next((name for name in HELD_OUT_SPLITS if name in splits), "")
+    for name in (train, test):
+        if name not in splits:
+            wanted = f"no split {name!r}" if name else f"no held-out split ({', '.join(HELD_OUT_SPLITS)})"
+            raise HuvrError(f"data root {root!r}: {wanted}; it has {', '.join(splits)}")
+    if test == train:
+        raise HuvrError(f"train_split and test_split are both {test!r}: nothing would be left to be measured on")
+    first, second = (labelled(splits[name], f"{root} ({name})", limit) for name, limit in zip((train, test), limits, strict=True))
+    return first, second
+
+
+def labelled(table: Table, source: str, limit: int | None) -> Rows:
+    """The rows of a table, all or ``limit`` of them.
+
+    Raises:
+        HuvrError: where there are no labels.
+    """
+    if isinstance(table, IterableDataset) or "label" not in table.column_names:
+        raise HuvrError(f"{source}: no labels; expected class subfolders, or a column label of whole numbers")
+    numbers = np.arange(len(table)) if limit is None else np.linspace(0, len(table), min(limit, len(table)), False, dtype=int)
+    unlabelled = [number for number, label in enumerate(table["label"]) if label is None or label < 0]
+    if unlabelled:
+        raise HuvrError(f"{source}: {len(unlabelled)} images without a label, the first being row {unlabelled[0]}")
+    return Rows(table, numbers, source)
+
+
+def classes_of(rows: Rows, labels: np.ndarray) -> list[str]:
+    """Names of the classes, by label; where they have none, numbers up to the greatest of ``labels``."""
+    kind = rows.table.features["label"]
+    return kind.names if isinstance(kind, ClassLabel) else [str(label) for label in range(labels.max() + 1)]
+
+
+def fingerprint(rows: Rows) -> str:
+    """Of the images and labels: the fingerprint of ``datasets``, the rows taken, and size and date of files it only names."""
+    digest = hashlib.blake2b(rows.numbers.astype(np.int64).tobytes(), digest_size=16)
+    if rows.table.cache_files:  # packs, which datasets has read and knows by their content
+        digest.update(rows.table._fingerprint.encode())
+    else:
+        for cell, label in zip(rows.table["image"], rows.table["label"], strict=True):
+            status = os.stat(cell["path"])
+            digest.update(repr((cell["path"], label, status.st_size, status.st_mtime_ns)).encode())
+    return digest.hexdigest()
+
+
+class Looks(Dataset[tuple[Tensor, int] | str]):
+    """Rows in order as uint8 ``(3, H, W)`` with the label, or what is wrong with an image that cannot be read."""
+
+    def __init__(self, rows: Rows, view: Callable[[Image.Image], Tensor]) -> None:
+        self.rows, self.view = rows, view
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | str:
+        found = self.rows.readable(index)
+        return found.skipped[0] if found.skipped else (self.view(found.image), found.row["label"])
+
+
+def collate(samples: list[tuple[Tensor, int] | str]) -> tuple[Tensor, np.ndarray, list[str]]:
+    """Images uint8 ``(n, 3, H, W)``, their labels, and what is wrong with those left out."""
+    read = [sample for sample in samples if not isinstance(sample, str)]
+    images = torch.stack([image for image, _ in read]) if read else torch.empty(0)
+    return images, np.array([label for _, label in read], np.int64), [each for each in samples if isinstance(each, str)]

@@ -1,0 +1,78 @@
+"""A tiny network, labelled pictures whose colour is their class, and a quiet trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from PIL import Image
+
+from huvr.model import HUVR, HUVRConfig
+from huvr.tasks.base import EncoderConfig, FrozenEncoder
+from huvr.tasks.cache import Entry
+from huvr.tasks.features import FeatureSplit
+
+TINY = HUVRConfig(
+    image_size=32, patch=8, width=48, depth=1, heads=3, tintok_dim=8, decoder_width=48, decoder_depth=1, decoder_heads=3,
+    decoder_hidden=96, inr_widths=(16, 16, 16), inr_frequencies=4, inr_max_frequency=8.0,
+)  # fmt: skip
+COLOURS = {"blue": (20, 20, 220), "green": (20, 220, 20), "red": (220, 20, 20)}
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A saved network."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder") / "net"
+    HUVR(TINY).save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``pictures/`` in an empty working directory: three classes, six images each to learn from and two to be measured on."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 2)):
+        for name, colour in COLOURS.items():
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                noise = generator.integers(-20, 21, (40, 52, 3)) + np.array(colour)
+                Image.fromarray(noise.astype(np.uint8)).save(folder / f"{number}.png")
+    return Path("pictures")
+
+
+class Known(LightningDataModule):
+    """Features as given, in place of those of images."""
+
+    def __init__(self, encoder: str, train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor]) -> None:
+        super().__init__()
+        frozen = FrozenEncoder(EncoderConfig(encoder))
+        classes = [str(number) for number in range(int(train[1].max()) + 1)]
+        self.train, self.test = (
+            FeatureSplit(Entry(features.half().numpy(), labels.numpy()), classes, frozen) for features, labels in (train, test)
+        )
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader([self.train], batch_size=None)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader([self.test], batch_size=None)  # type: ignore[arg-type]
+
+    test_dataloader = val_dataloader
+
+
+@pytest.fixture
+def quiet(tmp_path: Path) -> Any:
+    """Makes trainers that write and say nothing."""
+
+    def make(**options: Any) -> Trainer:
+        off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        return Trainer(accelerator="cpu", default_root_dir=tmp_path, num_sanity_val_steps=0, **(off | options))
+
+    return make

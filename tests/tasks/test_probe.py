@@ -1,0 +1,155 @@
+"""``huvr probe`` and ``huvr tasks``: the record, tasks of other packages, and mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from huvr.cli import main
+
+SMALL = ["--data.root", "pictures", "--data.resize", "34", "--data.crop", "32", "--data.workers", "0"]
+FOREIGN = '''
+"""Another package's task; it is imported only when it runs."""
+
+from huvr.tasks.base import EncoderConfig, FrozenEncoderTask
+
+
+class Length(FrozenEncoderTask):
+    """Mean length of the features.
+
+    More about it.
+    """
+
+    def __init__(self, encoder: EncoderConfig, factor: float = 1.0) -> None:
+        super().__init__(encoder)
+        self.factor = factor
+
+    def test_step(self, batch, index) -> None:
+        for features, labels in batch.pieces():
+            self.log("length", self.factor * features.norm(dim=1).mean(), batch_size=len(batch))
+        self.details["note"] = "from afar"
+'''
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the module path with two packages that bring tasks, as pip would have installed them."""
+    folder = tmp_path / "site"
+    for package, points in {
+        "faraway": "length = remote_task:Length\nknn = remote_task:Length",
+        "broken": "lost = broken_task:Lost\nabsent = remote_task:Absent",
+    }.items():
+        info = folder / f"{package}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[huvr.tasks]\n{points}\n")
+    (folder / "remote_task.py").write_text(FOREIGN)
+    monkeypatch.syspath_prepend(folder)
+    return folder
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The error line of a call that must fail as a mistake of the user."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("huvr: error: ")] == lines[-1:], lines
+    assert not any("Traceback" in line for line in lines)
+    return lines[-1].removeprefix("huvr: error: ")
+
+
+def test_tasks_are_listed_before_torch_is_imported(foreign: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(foreign)!r}); from huvr.cli import main; status = main(['tasks']); "
+        "assert not {'torch', 'lightning', 'jsonargparse', 'remote_task'} & set(sys.modules); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    assert [name for name, _ in lines] == ["absent", "knn", "length", "logistic", "lost"]
+    told = dict(lines)
+    assert told["length"] == "Mean length of the features.  [faraway]"
+    assert told["knn"] == "k-NN classification of cls tokens.  [huvr]"  # not taken over by the other package
+    assert told["lost"].startswith("cannot be read")
+    assert told["lost"].endswith("[broken]")
+
+
+def test_a_task_of_another_package_runs_by_name(encoder: str, pictures: Path, foreign: Path) -> None:
+    assert main(["probe", "--task", "length", "--encoder", encoder, "--run", "there", *SMALL, "--model.factor", "2"]) == 0
+    record = json.loads(Path("there/record.json").read_text())
+    assert (record["task"], record["package"], record["note"]) == ("length", "faraway", "from afar")
+    assert record["config"]["model"]["init_args"]["factor"] == 2
+    assert 10 < record["metrics"]["length"] < 20  # about twice the root of 48: the network ends in a LayerNorm
+
+
+def test_a_probe_leaves_a_record(encoder: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "--task", "knn", "--encoder", encoder, "--tokens", "tintok", *SMALL, "--model.k", "[1, 5]"]) == 0
+    (run,) = Path("runs/probe").iterdir()
+    assert run.name.startswith("knn-")
+    assert run.name.endswith("net-tintok-pictures")
+    record = json.loads((run / "record.json").read_text())
+    assert record["metrics"].keys() == {"top1_k1", "top5_k1", "top1_k5", "top5_k5"}
+    assert record["metrics"]["top1_k1"] == 100  # colours are easily told apart
+    printed = capsys.readouterr().out
+    assert all(f"{name:<12}{value:8.2f}" in printed for name, value in record["metrics"].items())
+    assert (record["task"], record["package"]) == ("knn", "huvr")
+    assert (record["encoder"], record["tokens"]) == (encoder, "tintok")
+    assert record["version"] == version("huvr")
+    assert record["commit"] is None or record["commit"].removesuffix("-dirty").isalnum()
+    assert record["data"] == {"train": "pictures (train), 18 images", "test": "pictures (val), 6 images"}
+    assert record["bytes_per_image"] == {"all tokens, fp16": 2 * 8 * 17, "cls alone, fp16": 2 * 8}
+    assert 0 < record["seconds"] < 60
+    assert record["config"]["data"]["init_args"]["crop"] == 32
+
+
+def test_probes_of_other_tokens_or_data_go_elsewhere(encoder: str, pictures: Path) -> None:
+    probe = ["probe", "--task", "knn", "--encoder", encoder, *SMALL, "--model.k", "[1]"]
+    pictures.rename("others")
+    Path("pictures").symlink_to("others")
+    for extra in [], ["--tokens", "standard"], ["--tokens=pca2"], ["--data.root", "others"]:
+        assert main([*probe, *extra]) == 0
+    assert len(list(Path("runs/probe").iterdir())) == 4
+    assert main([*probe, "--run", "there"]) == 0
+    assert Path("there/record.json").is_file()
+
+
+def test_a_config_changes_the_protocol_and_options_change_both(encoder: str, pictures: Path) -> None:
+    Path("own.yaml").write_text("model: {init_args: {encoder: {source: other}, k: [2, 3]}}\nrun: there\n")
+    assert main(["probe", "--task", "knn", "--encoder", encoder, *SMALL, "--config", "own.yaml"]) == 0
+    record = json.loads(Path("there/record.json").read_text())
+    assert record["encoder"] == encoder
+    assert record["metrics"].keys() == {"top1_k2", "top5_k2", "top1_k3", "top5_k3"}
+
+
+def test_mistakes_are_one_line(
+    encoder: str, pictures: Path, foreign: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = "absent, knn, length, logistic, lost"
+    assert error_of(capsys, "probe") == f"which task? --task with one of {installed}"
+    assert error_of(capsys, "probe", "--task", "xyz") == f"unknown task 'xyz': installed are {installed}"
+    assert error_of(capsys, "probe", "--task", "nkn") == f"unknown task 'nkn': did you mean 'knn'? Installed are {installed}"
+    assert error_of(capsys, "probe", "--task") == "argument --task: expected one argument"
+    assert error_of(capsys, "probe", "--task", "lost").startswith("task lost of broken cannot be imported: No module named")
+    assert error_of(capsys, "probe", "--task", "absent").startswith("task absent of broken cannot be imported: ")
+    knn = ["probe", "--task", "knn", "--encoder", encoder, *SMALL]
+    assert error_of(capsys, *knn, "--model.kk", "3") == "unknown option model.kk: did you mean model.k?"
+    assert error_of(capsys, *knn, "--tokens", "tok").startswith("tokens 'tok': choose standard, tintok, decoder, or pca<d>")
+    assert error_of(capsys, *knn, "--encoder", "nowhere").startswith("nowhere: no such file or directory; expected")
+    assert error_of(capsys, *knn, "--encoder", str(foreign)).startswith(f"{foreign}: no weights found here")
+    assert error_of(capsys, *knn, "--data.root", "nowhere/at/all").startswith("data root 'nowhere/at/all': no such file")
+    assert error_of(capsys, *knn) == "k 200: there are only 18 training images"
+    assert error_of(capsys, "probe", "--task", "knn", *SMALL).startswith("which encoder? --encoder with")
+    assert error_of(capsys, "probe", "--task", "knn", "--encoder", encoder).startswith("which data? --data.root with")
+    assert error_of(capsys, "tasks", "now") == "huvr tasks takes no options, got 'now'"
+    assert not list(Path("runs").glob("probe/*/record.json"))
+
+
+@pytest.mark.parametrize("options", [[], ["--task", "knn"]])
+def test_help(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", *options, "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: huvr probe ")
