@@ -22,7 +22,9 @@ def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
     """Markdown."""
     header = list(header)
     lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in line) + " |" for line in lines]
+    return [
+        "| " + " | ".join(f"{cell + 0.0:.2f}" if isinstance(cell, float) else str(cell) for cell in line) + " |" for line in lines
+    ]
 
 
 def reconstruction(figures: dict[str, Any]) -> list[str]:
