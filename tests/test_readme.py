@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from huvr.cli import TOOLS, TRAINING
+from huvr.cli import TASKS, TOOLS, TRAINING
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -36,7 +36,7 @@ def test_a_record_says_how_it_came_about(record: Path) -> None:
 
 def test_the_commands_shown_exist() -> None:
     shown = set(re.findall(r"^    huvr (\w+)", README, re.MULTILINE))
-    assert shown <= set(TRAINING) | set(TOOLS)
+    assert shown <= {*TRAINING, *TOOLS, *TASKS}
     for name in re.findall(r"--config ([a-z_]+\.yaml)", README):
         assert (ROOT / "configs" / name).is_file()
 
