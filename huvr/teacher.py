@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 from torch.nn import functional as F
@@ -72,6 +73,7 @@ def create_network(name: str, **arguments: Any) -> Any:
 def pretrained_network(name: str, weights: str) -> Any:
     """A timm network with weights from the hub or from a file; every tensor has to fit."""
     if weights == "hub":
+        rank_zero_info(f"{name}: weights from the Hugging Face hub, or its cache here")
         try:
             return create_network(name, pretrained=True)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from huvr.cli import main
+from huvr.commands.calm import worth_reading
 from huvr.errors import HuvrError
 from huvr.model import HUVRConfig
 
@@ -420,6 +422,16 @@ trainer: {max_steps: 1, limit_val_batches: 0, log_every_n_steps: 1, accelerator:
 
 def in_a_terminal(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "huvr", *arguments], capture_output=True, text=True)
+
+
+def test_retries_of_the_hub_are_not_shown() -> None:
+    told = (
+        "'timed out' thrown while requesting HEAD https://huggingface.co/x",
+        "Retrying in 1s [Retry 1/5].",
+        "weights are gone",
+    )
+    records = [logging.makeLogRecord({"msg": text}) for text in told]
+    assert [worth_reading(record) for record in records] == [False, False, True]
 
 
 def test_the_terminal_stays_calm(folder: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from huvr.data import Images
 from huvr.model import HUVRConfig
+from huvr.optim import OptimizerName
 from huvr.pretrain import Pretraining
 
 TINY = HUVRConfig(
@@ -36,11 +37,14 @@ class CrashAt(Callback):
             raise Crash
 
 
-def train(photos: Path, run: Path, seed: int, *callbacks: Callback, resume: Path | None = None, accumulate: int = 1) -> None:
+def train(
+    photos: Path, run: Path, seed: int, *callbacks: Callback, resume: Path | None = None, accumulate: int = 1,
+    optimizer: OptimizerName = "adamw",
+) -> None:  # fmt: skip
     """Two epochs of 8 batches; a checkpoint ``run/step=N.ckpt`` every other step."""
     torch.manual_seed(seed)
     np.random.seed(seed)
-    module = Pretraining(TINY, phase_jitter=0.5, lr=0.1, pictures_every=0)
+    module = Pretraining(TINY, optimizer=optimizer, phase_jitter=0.5, lr=0.1, pictures_every=0)
     data = Images(str(photos), sizes=[(32, 32), (24, 40)], size=32, batch_size=2, workers=2, held_out=0.1)
     checkpoints = ModelCheckpoint(run, "{step}", every_n_train_steps=2, save_top_k=-1, monitor=None)
     trainer = Trainer(
@@ -73,15 +77,19 @@ def state(run: Path, step: int) -> dict[str, Any]:
     return flat({name: checkpoint[name] for name in kept})
 
 
-@pytest.mark.parametrize(("accumulate", "crash", "saved", "last"), [(1, 3, 2, 16), (1, 9, 8, 16), (1, 13, 12, 16), (2, 7, 6, 8)])
+@pytest.mark.parametrize(
+    ("optimizer", "accumulate", "crash", "saved", "last"),
+    [("adamw", 1, 3, 2, 16), ("adamw", 1, 9, 8, 16), ("muon", 1, 13, 12, 16), ("adamw", 2, 7, 6, 8)],
+)
 def test_a_resumed_run_equals_one_that_never_stopped(
-    photos: Path, tmp_path: Path, accumulate: int, crash: int, saved: int, last: int
+    photos: Path, tmp_path: Path, optimizer: OptimizerName, accumulate: int, crash: int, saved: int, last: int
 ) -> None:
-    train(photos, tmp_path / "whole", 0, accumulate=accumulate)
+    train(photos, tmp_path / "whole", 0, accumulate=accumulate, optimizer=optimizer)
     with pytest.raises(Crash):
-        train(photos, tmp_path / "broken", 0, CrashAt(crash), accumulate=accumulate)
+        train(photos, tmp_path / "broken", 0, CrashAt(crash), accumulate=accumulate, optimizer=optimizer)
     # Other global random numbers than at that point of the whole run: nothing may hang on them.
-    train(photos, tmp_path / "resumed", 1, resume=tmp_path / "broken" / f"step={saved}.ckpt", accumulate=accumulate)
+    checkpoint = tmp_path / "broken" / f"step={saved}.ckpt"
+    train(photos, tmp_path / "resumed", 1, resume=checkpoint, accumulate=accumulate, optimizer=optimizer)
 
     expected, found, before = (state(tmp_path / run, n) for run, n in (("whole", last), ("resumed", last), ("whole", saved)))
     assert expected.keys() == found.keys()

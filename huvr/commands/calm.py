@@ -9,6 +9,7 @@ LINES = (
     "💡 Tip: ",  # advertises a logger
     "TPU available: ",
     "Loading `train_dataloader` to estimate",  # our learning rate needs the number of steps
+    "Retrying in ",  # the hub's client, twice five times; our own error says what was asked for in vain
 )
 WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
@@ -17,7 +18,11 @@ WARNINGS = (
     "The `srun` command is available on your system but is not used",
     ".*does not have many workers",  # the data module chooses their number, or the config does
 )
-LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
+LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "huggingface_hub.utils._http",
+)
 
 
 def calm() -> None:
@@ -29,4 +34,5 @@ def calm() -> None:
 
 
 def worth_reading(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(LINES)
+    message = record.getMessage()
+    return not message.startswith(LINES) and " thrown while requesting " not in message
