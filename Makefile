@@ -27,6 +27,7 @@ bench: $(READY)
 	$(PY) benchmarks/inr.py
 	$(PY) benchmarks/train_step.py
 	$(PY) benchmarks/modulation.py --data $(DATA)
+	$(PY) benchmarks/modulation.py --data $(DATA) --optimizer muon --lr 4e-3
 	$(PY) benchmarks/any_size.py --data $(DATA)
 	test -d runs/demo || $(MAKE) demo
 	$(PY) benchmarks/reconstruction.py --encoder runs/demo

@@ -109,7 +109,7 @@ def measure(model: HUVR, pictures: list[Tensor]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="photos", help="to train on")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--lr", type=float, default=4e-3)
     args = parser.parse_args()
     pictures = photographs(held_out_only=args.data == "photos")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -54,7 +55,17 @@ def materialised(inr: PatchINR, tokens: Tokens) -> Tensor:
         kernel = F.normalize(kernel.flatten(2), dim=2).view_as(kernel)
     out = F.conv2d(picture, kernel.flatten(0, 1), inr.to_pixels.bias.repeat(b), padding=1, groups=b)
     painted = F.pixel_shuffle(out.view(b, -1, h * k, w * k), inr.upsample)
-    return painted if inr.cosine_head is None else painted + inr.cosine_head(u.unflatten(1, (h, w)), c)
+    return painted if released else painted + cosine_part(inr, u, c, (h, w))
+
+
+def cosine_part(inr: PatchINR, u: Tensor, c: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The cosine head in plain steps: coefficients of every patch, the inverse cosine transform, the patches in their places."""
+    head, size = inr.cosine_head, inr.patch
+    k, place = torch.arange(size, dtype=u.dtype), torch.arange(size, dtype=u.dtype)[:, None]
+    waves = torch.cos(math.pi * k * (2 * place + 1) / (2 * size)) * ((2 - (k == 0).to(u.dtype)) / size).sqrt()
+    coefficients = head.of_patch(u) + head.of_global(c)[:, None]
+    patches = waves @ coefficients.view(len(u), *grid, 3, size, size) @ waves.T
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(u), 3, grid[0] * size, grid[1] * size)
 
 
 def case(form: str, images: int) -> tuple[PatchINR, Tokens]:

@@ -16,21 +16,7 @@ from safetensors.torch import load_file
 
 import huvr
 from huvr.cli import main
-from huvr.model import HUVR, HUVRConfig
-
-TINY = HUVRConfig(
-    image_size=32, patch=8, width=48, depth=1, heads=3, tintok_dim=8, decoder_width=48, decoder_depth=1, decoder_heads=3,
-    decoder_hidden=96, inr_widths=(16, 16, 16), inr_frequencies=4, inr_max_frequency=8.0,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A saved network."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("encoder") / "net"
-    HUVR(TINY).save(folder)
-    return str(folder)
+from huvr.model import HUVR
 
 
 @pytest.fixture
@@ -160,9 +146,9 @@ def test_row_groups_and_batches_change_no_token(encoder: str, photos: Path, monk
         np.testing.assert_allclose(np.array(one["patches"], float), np.array(other["patches"], float), rtol=2**-9, atol=1e-4)
 
 
-def test_convert_there_and_back(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_there_and_back(encoder: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(1)
-    HUVR(replace(TINY, modulation="released", inr_widths=(16, 16, 16))).save("ours")
+    HUVR(replace(huvr.load(encoder).config, modulation="released")).save("ours")
     assert main(["convert", "ours", "--out", "theirs", "--to", "released"]) == 0
     assert capsys.readouterr().out == "ours → theirs\n"
     assert main(["convert", "theirs", "--out", "back"]) == 0

@@ -210,7 +210,6 @@ def test_any_precision_size_and_kind_of_images(tmp_path: Path, precision: str, s
 
 
 def test_pictures_are_logged_of_the_validation_images(tmp_path: Path) -> None:
-    pytest.importorskip("huvr.viz")
     module = Pretraining(TINY, pictures_every=2)
     trainer(tmp_path, max_steps=4, val_check_interval=1.0).fit(module, loader(), loader(3, 3))
     assert len(logged(tmp_path).Images("pictures")) == 2

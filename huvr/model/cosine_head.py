@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def cosines(size: int, shift: float = 0.0, device: torch.device | None = None) -> Tensor:
+def cosines(size: int, shift: float = 0.0, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """The orthonormal cosine basis (DCT-II) of ``size`` pixels, ``shift`` pixels off their centres: ``(pixel, frequency)``."""
-    frequencies = torch.arange(size, device=device, dtype=torch.float32)
+    frequencies = torch.arange(size, device=device, dtype=dtype)
     basis = ((frequencies[:, None] + 0.5 + shift) * frequencies * (math.pi / size)).cos() * math.sqrt(2 / size)
     basis[:, 0] *= math.sqrt(0.5)
     return basis
@@ -37,7 +37,9 @@ class CosineHead(nn.Module):
 
     def forward(self, u: Tensor, c: Tensor, phase: tuple[float, float] = (0.0, 0.0)) -> Tensor:
         """Paint ``(B, 3, h * patch, w * patch)`` from ``(B, h, w, patch_dim)`` and ``(B, global_dim)``."""
-        basis = [cosines(self.patch, shift, u.device).to(self.of_patch.weight.dtype) for shift in phase]
+        own = self.of_patch.weight.dtype
+        exact = torch.promote_types(own, torch.float32)  # half precision cannot even count the frequencies
+        basis = [cosines(self.patch, shift, u.device, exact).to(own) for shift in phase]
         patches = self.pixels(self.of_patch, u, basis) + self.pixels(self.of_global, c, basis)[:, None, None]
         return F.pixel_shuffle(patches.permute(0, 3, 1, 2), self.patch)
 

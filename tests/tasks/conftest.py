@@ -1,4 +1,4 @@
-"""A tiny network, labelled pictures whose colour is their class, and a quiet trainer."""
+"""Labelled pictures whose colour is their class, and a quiet trainer."""
 
 from __future__ import annotations
 
@@ -11,25 +11,11 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from PIL import Image
 
-from huvr.model import HUVR, HUVRConfig
 from huvr.tasks.base import EncoderConfig, FrozenEncoder
 from huvr.tasks.cache import Entry
 from huvr.tasks.features import FeatureSplit
 
-TINY = HUVRConfig(
-    image_size=32, patch=8, width=48, depth=1, heads=3, tintok_dim=8, decoder_width=48, decoder_depth=1, decoder_heads=3,
-    decoder_hidden=96, inr_widths=(16, 16, 16), inr_frequencies=4, inr_max_frequency=8.0,
-)  # fmt: skip
 COLOURS = {"blue": (20, 20, 220), "green": (20, 220, 20), "red": (220, 20, 20)}
-
-
-@pytest.fixture(scope="session")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A saved network."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("encoder") / "net"
-    HUVR(TINY).save(folder)
-    return str(folder)
 
 
 @pytest.fixture
