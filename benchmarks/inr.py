@@ -115,7 +115,7 @@ def measure(form: str, images: int, build: bool, runs: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--one", nargs=2, metavar=("FORM", "BUILD"), help=argparse.SUPPRESS)
     args = parser.parse_args()
