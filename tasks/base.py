@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -21,6 +21,9 @@ from huvr.teacher import RGB, Teacher, TeacherConfig
 from huvr.weights import load
 
 from .pca import PCA, Moments
+from .storage import Storage, as_stored, size_stored
+
+Precision = Literal["fp32", "bf16"]
 
 KINDS = "standard, tintok, decoder, or pca<d> such as pca32"
 
@@ -36,6 +39,8 @@ class EncoderConfig:
         layer: block whose output, through the final norm, stands for the standard tokens; -1 is the last.
         weights: of a timm network: "hub", or a local ``.safetensors`` or ``.pth`` file.
         mean, std: normalisation of a timm network's images in [0, 1]; None is its own.
+        stored: how the tokens would be kept, which is what a task sees of them, see :mod:`huvr.tasks.storage`.
+        precision: "bf16" runs the network under autocast.
     """
 
     source: str = ""
@@ -44,12 +49,17 @@ class EncoderConfig:
     weights: str = "hub"
     mean: RGB | None = None
     std: RGB | None = None
+    stored: Storage = "fp16"
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         if not self.source:
             raise HuvrError("which encoder? --encoder with whatever huvr.load opens, or timm:NAME")
         if not re.fullmatch(r"standard|tintok|decoder|pca[1-9]\d*", self.tokens):
             raise HuvrError(f"tokens {self.tokens!r}: choose {KINDS}")
+        for name, allowed in (("stored", Storage), ("precision", Precision)):
+            if getattr(self, name) not in get_args(allowed):
+                raise HuvrError(f"{name} {getattr(self, name)!r}: choose one of {', '.join(get_args(allowed))}")
         if self.tokens in ("tintok", "decoder"):
             if self.timm_name:
                 raise HuvrError(f"tokens {self.tokens}: {self.source} is no HUVR network and has only standard and pca<d>")
@@ -120,24 +130,41 @@ class FrozenEncoder:
         digest = hashlib.blake2b(digest_size=16)
         shape = asdict(self.model.config) if self.model else self.config.timm_name
         kind = "standard" if self.config.components else self.config.tokens
-        digest.update(repr((shape, kind, self.layer, self.mean.flatten().tolist(), self.std.flatten().tolist())).encode())
+        eyes = (self.mean.flatten().tolist(), self.std.flatten().tolist(), self.config.precision)
+        digest.update(repr((shape, kind, self.layer, *eyes)).encode())
         for name, tensor in sorted((self.model or self.network).state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
+    @property
+    def dim(self) -> int:
+        """Numbers per token."""
+        if self.model and self.config.tokens in ("tintok", "decoder"):
+            return self.model.config.tintok_dim if self.config.tokens == "tintok" else self.model.config.decoder_width
+        return self.config.components or self.network.num_features
+
     def __call__(self, images: Tensor) -> Tokens:
-        return self.project(self.look(images))
+        return self.finish(self.look(images))
 
     @torch.no_grad()
     def look(self, images: Tensor) -> Tokens:
-        """The tokens before PCA, in fp32."""
+        """The tokens before PCA and storage, in fp32."""
         normalised = (self._fitting(images.to(self.device)) - self.mean) / self.std
-        tokens = tokens_of(self.network, normalised) if self.layer is None else self._intermediate(normalised)
-        if self.model and self.config.tokens in ("tintok", "decoder"):
-            tokens = self.model.compress(tokens)
-            tokens = self.model.expand(tokens) if self.config.tokens == "decoder" else tokens
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            tokens = tokens_of(self.network, normalised) if self.layer is None else self._intermediate(normalised)
+            if self.model and self.config.tokens in ("tintok", "decoder"):
+                tokens = self.model.compress(tokens)
+                tokens = self.model.expand(tokens) if self.config.tokens == "decoder" else tokens
         return tokens.apply(Tensor.float)
+
+    def finish(self, tokens: Tokens) -> Tokens:
+        """What :meth:`look` gave, through PCA where asked for, as it comes back from where it was stored."""
+        return self.project(tokens).apply(lambda values: as_stored(values, self.config.stored))
+
+    def stored_bytes(self, tokens: Tokens) -> int:
+        """Bytes of all tokens of one image of a batch, the global one included."""
+        return (1 + tokens.patches.shape[1]) * size_stored(self.dim, self.config.stored)
 
     def fit(self, tokens: Iterable[Tokens]) -> None:
         """Find the principal components of training tokens as :meth:`look` gives them, of cls and patches each their own."""

@@ -25,6 +25,7 @@ from huvr.model.tokens import Tokens
 from . import cache
 from .base import FrozenEncoder, FrozenEncoderTask
 from .labelled import Looks, classes_of, collate, fingerprint, open_labelled
+from .storage import size_stored
 
 PIECE = 8192  # features in memory at once
 
@@ -46,12 +47,12 @@ class FeatureSplit:
         return len(self.entry.labels)
 
     def pieces(self, size: int = PIECE) -> Iterator[tuple[Tensor, Tensor]]:
-        """All features in order, fp32 ``(n, D)`` with labels int64 ``(n,)``, as they would be stored: rounded to fp16."""
+        """All features in order, fp32 ``(n, D)`` with labels int64 ``(n,)``, as they come back from where they were stored."""
         for features, labels in self.unprojected(size):
-            yield self.encoder.project(without_patches(features)).cls.half().float(), labels
+            yield self.encoder.finish(without_patches(features)).cls, labels
 
     def unprojected(self, size: int = PIECE) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same before PCA."""
+        """The same before PCA and storage."""
         for start in range(0, len(self), size):
             features = torch.from_numpy(np.array(self.entry.features[start : start + size]))
             labels = torch.from_numpy(self.entry.labels[start : start + size])
@@ -136,11 +137,11 @@ class Features(LightningDataModule):
         self.train, self.test = (FeatureSplit(entry, classes, encoder) for entry in (train, test))
         if encoder.config.components:
             encoder.fit(without_patches(features) for features, _ in self.train.unprojected())
-        patches = encoder.look(torch.zeros(1, 3, self.crop, self.crop)).patches.shape[1]
         sources = zip(("train", "test"), splits, (self.train, self.test), strict=True)
         self._task.details |= {
             "data": {name: f"{rows.source}, {len(split)} images" for name, rows, split in sources},
-            "bytes_per_image": {"all tokens, fp16": 2 * self.train.dim * (1 + patches), "cls alone, fp16": 2 * self.train.dim},
+            "bytes_per_image": encoder.stored_bytes(encoder.look(torch.zeros(1, 3, self.crop, self.crop))),
+            "bytes_of_cls": size_stored(encoder.dim, encoder.config.stored),
         }
 
     def train_dataloader(self) -> DataLoader:

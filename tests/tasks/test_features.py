@@ -69,7 +69,7 @@ def test_features_are_what_the_network_says_of_the_middle_of_each_image(quiet: A
         assert F.cosine_similarity(features, by_hand(encoder, name)).min() > 0.9999
     assert data.train.classes == ["blue", "green", "red"]
     assert task.details["data"] == {"train": "pictures (train), 18 images", "test": "pictures (val), 6 images"}
-    assert task.details["bytes_per_image"] == {"all tokens, fp16": 2 * 48 * 17, "cls alone, fp16": 2 * 48}
+    assert task.details["bytes_per_image"] == 2 * 48 * 17
 
 
 def test_pca_is_fitted_on_the_training_split_and_needs_no_second_look(
@@ -83,7 +83,7 @@ def test_pca_is_fitted_on_the_training_split_and_needs_no_second_look(
     directions = torch.linalg.svd(train - train.mean(0), full_matrices=False).Vh[:2]
     expected, found = (test - train.mean(0)) @ directions.T, everything(data.test)[0].double()
     torch.testing.assert_close(found, expected * (found * expected).sum(0).sign(), rtol=2e-3, atol=2e-3)
-    assert task.details["bytes_per_image"] == {"all tokens, fp16": 2 * 2 * 17, "cls alone, fp16": 2 * 2}
+    assert task.details["bytes_per_image"] == 2 * 2 * 17
 
 
 def test_features_are_computed_once(quiet: Any, encoder: str, pictures: Path, looks: list[int]) -> None:

@@ -48,9 +48,9 @@ def same(tokens: Tokens, expected: Tokens) -> None:
 def test_tokens_of_our_network_at_any_size(ours: str) -> None:
     model, images = huvr.load(ours), torch.rand(2, 3, 30, 44)
     standard = model.encode(images)
-    same(FrozenEncoder(EncoderConfig(ours))(images), standard)
-    same(FrozenEncoder(EncoderConfig(ours, "tintok"))(images), model.compress(standard))
-    same(FrozenEncoder(EncoderConfig(ours, "decoder"))(images), model.expand(model.compress(standard)))
+    same(FrozenEncoder(EncoderConfig(ours)).look(images), standard)
+    same(FrozenEncoder(EncoderConfig(ours, "tintok")).look(images), model.compress(standard))
+    same(FrozenEncoder(EncoderConfig(ours, "decoder")).look(images), model.expand(model.compress(standard)))
 
 
 @torch.no_grad()
@@ -60,14 +60,14 @@ def test_tokens_of_a_timm_vit(weights: dict[str, str]) -> None:
     network = timm.create_model("test_vit", pretrained=True, pretrained_cfg_overlay={"file": weights["test_vit"]}).eval()
     mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (config.mean, config.std))
     expected = network.forward_features((images - mean) / std)
-    tokens = FrozenEncoder(config)(images)
+    tokens = FrozenEncoder(config).look(images)
     torch.testing.assert_close(tokens.sequence, expected)
     assert tokens.grid == (10, 10)
 
 
 @torch.no_grad()
 def test_a_network_without_cls_gives_the_mean_of_its_patches(weights: dict[str, str]) -> None:
-    tokens = FrozenEncoder(EncoderConfig("timm:test_convnext", weights=weights["test_convnext"]))(torch.rand(1, 3, 64, 96))
+    tokens = FrozenEncoder(EncoderConfig("timm:test_convnext", weights=weights["test_convnext"])).look(torch.rand(1, 3, 64, 96))
     assert tokens.grid == (2, 3)
     torch.testing.assert_close(tokens.cls, tokens.patches.mean(1))
 
@@ -86,7 +86,7 @@ def test_a_layer_is_the_output_of_its_block(ours: str, weights: dict[str, str]) 
 @torch.no_grad()
 def test_a_layer_of_a_convolutional_network_is_a_stage(weights: dict[str, str]) -> None:
     config = EncoderConfig("timm:test_convnext", weights=weights["test_convnext"], layer=0)
-    tokens = FrozenEncoder(config)(torch.rand(1, 3, 64, 96))
+    tokens = FrozenEncoder(config).look(torch.rand(1, 3, 64, 96))
     assert tokens.grid == (16, 24)
     torch.testing.assert_close(tokens.cls, tokens.patches.mean(1))
 
