@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from textwrap import shorten
 from typing import Any
@@ -35,6 +35,7 @@ class TeacherConfig:
             the same area. None shows a ViT the size at which its patches are the student's, and any
             other network the crop as it is. A network of one fixed size always sees that.
         mean, std: normalisation of images in [0, 1]; None is the network's own, from timm.
+        arguments: of timm.create_model for this network, such as ``{pad_type: same}``.
     """
 
     name: str
@@ -42,21 +43,22 @@ class TeacherConfig:
     image_size: int | None = None
     mean: RGB | None = None
     std: RGB | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not timm.is_model(self.name):
             near = get_close_matches(self.name, timm.list_models(), n=1, cutoff=0.0)[0]
-            raise HuvrError(f"teacher {self.name!r} is no timm model (the nearest is {near})")
+            raise HuvrError(f"{self.name!r} is no timm model (the nearest is {near})")
         try:
             get_pretrained_cfg(self.name, allow_unregistered=False)
         except RuntimeError as error:
-            raise HuvrError(f"teacher {self.name!r}: {error}") from None
+            raise HuvrError(f"{self.name!r}: {error}") from None
 
     @property
     def dim(self) -> int:
         """Numbers per token, known without fetching the weights."""
         with torch.device("meta"):
-            return create_network(self.name).num_features
+            return create_network(self.name, **self.arguments).num_features
 
 
 def create_network(name: str, **arguments: Any) -> Any:
@@ -66,27 +68,28 @@ def create_network(name: str, **arguments: Any) -> Any:
             return timm.create_model(name, dynamic_img_size=True, **arguments)
         except TypeError:  # not a ViT
             return timm.create_model(name, **arguments)
-    except RuntimeError as error:
-        raise HuvrError(f"teacher {name!r}: {shorten(str(error), 300)}") from None
+    except (RuntimeError, TypeError) as error:
+        raise HuvrError(f"{name!r}: {shorten(str(error), 300)}") from None
 
 
-def pretrained_network(name: str, weights: str) -> Any:
+def pretrained_network(config: TeacherConfig) -> Any:
     """A timm network with weights from the hub or from a file; every tensor has to fit."""
-    if weights == "hub":
+    name = config.name
+    if config.weights == "hub":
         rank_zero_info(f"{name}: weights from the Hugging Face hub, or its cache here")
         try:
-            return create_network(name, pretrained=True)
+            return create_network(name, pretrained=True, **config.arguments)
         except OSError as error:
             reason = shorten(str(error), 300)
             raise HuvrError(
-                f"the weights of teacher {name} could not be fetched ({reason}): give a local file as its weights, or take "
-                f"an ungated teacher such as {UNGATED}"
+                f"the weights of {name} could not be fetched ({reason}): give a local file as its weights, or take "
+                f"an ungated network such as {UNGATED}"
             ) from None
-    tensors = read_tensors(weights, f"weights of teacher {name}")
+    tensors = read_tensors(config.weights, f"weights of {name}")
     head = tensors.get(f"{get_pretrained_cfg(name).classifier}.bias")  # type: ignore[union-attr]
     classes = 0 if head is None else len(head)
     overlay = {"state_dict": tensors, "num_classes": classes}
-    return create_network(name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
+    return create_network(name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay, **config.arguments)
 
 
 class Teacher:
@@ -99,7 +102,7 @@ class Teacher:
     """
 
     def __init__(self, config: TeacherConfig, device: torch.device | str = "cpu") -> None:
-        self.network: Any = pretrained_network(config.name, config.weights).eval().requires_grad_(False).to(device)
+        self.network: Any = pretrained_network(config).eval().requires_grad_(False).to(device)
         own = self.network.pretrained_cfg
         self.mean, self.std = (
             torch.tensor(given or own[key], device=device).view(1, 3, 1, 1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -39,6 +39,7 @@ class EncoderConfig:
         layer: block whose output, through the final norm, stands for the standard tokens; -1 is the last.
         weights: of a timm network: "hub", or a local ``.safetensors`` or ``.pth`` file.
         mean, std: normalisation of a timm network's images in [0, 1]; None is its own.
+        arguments: of timm.create_model for a timm network, such as ``{pad_type: same}``.
         stored: how the tokens would be kept, which is what a task sees of them, see :mod:`huvr.tasks.storage`.
         precision: "bf16" runs the network under autocast.
     """
@@ -49,6 +50,7 @@ class EncoderConfig:
     weights: str = "hub"
     mean: RGB | None = None
     std: RGB | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
     stored: Storage = "fp16"
     precision: Precision = "fp32"
 
@@ -65,8 +67,8 @@ class EncoderConfig:
                 raise HuvrError(f"tokens {self.tokens}: {self.source} is no HUVR network and has only standard and pca<d>")
             if self.layer is not None:
                 raise HuvrError(f"layer {self.layer}: {self.tokens} tokens come from the last layer; leave it out")
-        if not self.timm_name and (self.weights != "hub" or self.mean or self.std):
-            raise HuvrError(f"weights, mean and std belong to timm:NAME; {self.source} has its own")
+        if not self.timm_name and (self.weights != "hub" or self.mean or self.std or self.arguments):
+            raise HuvrError(f"weights, mean, std and arguments belong to timm:NAME; {self.source} has its own")
 
     @property
     def timm_name(self) -> str | None:
@@ -95,8 +97,9 @@ class FrozenEncoder:
         self.config = config
         self.pca: tuple[PCA, PCA] | None = None
         if config.timm_name:
+            own = {"mean": config.mean, "std": config.std, "arguments": config.arguments}
             try:
-                teacher = Teacher(TeacherConfig(config.timm_name, config.weights, mean=config.mean, std=config.std), device)
+                teacher = Teacher(TeacherConfig(config.timm_name, config.weights, **own), device)
             except HuvrError as error:
                 raise HuvrError(f"encoder {config.source}: {error}") from None
             self.model, self.network = None, teacher.network
@@ -128,7 +131,7 @@ class FrozenEncoder:
     def fingerprint(self) -> str:
         """Of all that decides about the tokens before PCA: weights, shape of the network, normalisation, kind."""
         digest = hashlib.blake2b(digest_size=16)
-        shape = asdict(self.model.config) if self.model else self.config.timm_name
+        shape = asdict(self.model.config) if self.model else (self.config.timm_name, self.config.arguments)
         kind = "standard" if self.config.components else self.config.tokens
         eyes = (self.mean.flatten().tolist(), self.std.flatten().tolist(), self.config.precision)
         digest.update(repr((shape, kind, self.layer, *eyes)).encode())
@@ -215,7 +218,14 @@ class FrozenEncoderTask(LightningModule):
 
     ``huvr probe`` fits a task that has a ``training_step``, keeps the best, and tests it; what ``test_step`` logs is the
     result, and ``details`` is whatever else belongs into its record.
+
+    Attributes:
+        headline: the metric that stands for the task in a report; None is the first.
+        lower_is_better: of the headline.
     """
+
+    headline: ClassVar[str | None] = None
+    lower_is_better: ClassVar[bool] = False
 
     def __init__(self, encoder: EncoderConfig) -> None:
         super().__init__()

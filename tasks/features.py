@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,16 @@ from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms import InterpolationMode, v2
 from tqdm import tqdm
 
 from huvr.data.samples import Rows
+from huvr.data.transforms import centre_crop
 from huvr.errors import HuvrError
 from huvr.model.tokens import Tokens
 
 from . import cache
 from .base import FrozenEncoder, FrozenEncoderTask
-from .labelled import Looks, classes_of, collate, fingerprint, open_labelled
+from .labelled import Looks, collate, common_classes, fingerprint, open_labelled
 from .storage import size_stored
 
 PIECE = 8192  # features in memory at once
@@ -105,9 +104,7 @@ class Features(LightningDataModule):
         self.root, self.train_split, self.test_split = root, train_split, test_split
         self.train_images, self.test_images = train_images, test_images
         self.resize, self.crop = resize, crop
-        self.view = v2.Compose([
-            v2.Resize(resize, InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(crop), v2.PILToTensor(),
-        ])  # fmt: skip
+        self.view = centre_crop(crop, resize)
         self.batch_size = batch_size
         self.workers = min(16, suggested_max_num_workers(1)) if workers is None else workers
         self.cache = cache
@@ -129,10 +126,7 @@ class Features(LightningDataModule):
         train, test = (cache.find(self.cache, key) for key in self._keys)
         if train is None or test is None:
             raise HuvrError(f"{self.cache}: the features written there a moment ago are gone")
-        classes = classes_of(splits[0], train.labels)
-        if unknown := sorted({*test.labels.tolist()} - {*train.labels.tolist()}):
-            names = [classes[label] if label < len(classes) else str(label) for label in unknown]
-            raise HuvrError(f"{splits[1].source}: classes that {splits[0].source} lacks: {shorten(', '.join(names), 200)}")
+        classes = common_classes(*splits)
         encoder.to(self.trainer.strategy.root_device)  # type: ignore[union-attr]
         self.train, self.test = (FeatureSplit(entry, classes, encoder) for entry in (train, test))
         if encoder.config.components:

@@ -12,6 +12,7 @@ from huvr.errors import HuvrError
 
 from .accuracy import Accuracy
 from .base import EncoderConfig, FrozenEncoderTask
+from .confusion import report
 from .features import FeatureSplit
 
 QUERIES = 1024  # at once; with a piece of the training features, this bounds the memory
@@ -25,7 +26,7 @@ class KNN(FrozenEncoderTask):
 
     Args:
         encoder: the frozen encoder.
-        k: numbers of neighbours to measure.
+        k: numbers of neighbours to measure; accuracies of single classes, and the picture, are of the first.
         temperature: of the softmax.
     """
 
@@ -45,7 +46,8 @@ class KNN(FrozenEncoderTask):
             for k, scores in ballots(similar, votes, self.k, self.temperature, len(train.classes)):
                 accuracies[k].add(scores, labels)
         for k, accuracy in accuracies.items():
-            self.log_dict({f"top1_k{k}": accuracy.top1, f"top5_k{k}": accuracy.top5}, batch_size=len(batch))
+            self.log_dict({f"{name}_k{k}": value for name, value in accuracy.metrics().items()}, batch_size=len(batch))
+        report(self, accuracies[self.k[0]], batch.classes)
 
 
 def neighbours(queries: Tensor, pieces: Iterable[tuple[Tensor, Tensor]], count: int) -> tuple[Tensor, Tensor]:

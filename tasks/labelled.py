@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -60,6 +61,22 @@ def classes_of(rows: Rows, labels: np.ndarray) -> list[str]:
     """Names of the classes, by label; where they have none, numbers up to the greatest of ``labels``."""
     kind = rows.table.features["label"]
     return kind.names if isinstance(kind, ClassLabel) else [str(label) for label in range(labels.max() + 1)]
+
+
+def common_classes(train: Rows, test: Rows) -> list[str]:
+    """Names of the classes, by label.
+
+    Raises:
+        HuvrError: for fewer than two of them to learn from, or others to be measured on.
+    """
+    learnt, asked = (np.asarray(rows.table["label"][:])[rows.numbers] for rows in (train, test))
+    classes, known = classes_of(train, learnt), {*learnt.tolist()}
+    if len(known) < 2:
+        raise HuvrError(f"{train.source}: {len(known)} class; a classifier needs 2 or more to tell apart")
+    if unknown := sorted({*asked.tolist()} - known):
+        names = [classes[label] if label < len(classes) else str(label) for label in unknown]
+        raise HuvrError(f"{test.source}: classes that {train.source} lacks: {shorten(', '.join(names), 200)}")
+    return classes
 
 
 def fingerprint(rows: Rows) -> str:

@@ -12,6 +12,7 @@ from huvr.errors import HuvrError
 
 from .accuracy import Accuracy
 from .base import EncoderConfig, FrozenEncoderTask
+from .confusion import report
 from .features import FeatureSplit
 
 
@@ -67,8 +68,8 @@ class Logistic(FrozenEncoderTask):
 
     def test_step(self, batch: FeatureSplit, index: int) -> None:
         accuracy = self._measured(batch)
-        self.log_dict({"top1": accuracy.top1, "top5": accuracy.top5}, batch_size=len(batch))
-        self.details["top1_per_class"] = dict(zip(batch.classes, accuracy.per_class(), strict=True))
+        self.log_dict(accuracy.metrics(), batch_size=len(batch))
+        report(self, accuracy, batch.classes)
 
     def _measured(self, batch: FeatureSplit) -> Accuracy:
         accuracy = Accuracy(len(batch.classes), self.device)

@@ -362,7 +362,7 @@ def test_mistakes_on_the_command_line(
         (["--data.root", "./nowhere"], "data root './nowhere': no such file or folder"),
         (["--data.root", "empty"], "empty: no images in this folder"),
         (["--data.batch_size", "500"], "batch_size 500 on 1 device(s) is more than the 3 training images"),
-        (["--model.teachers", "[{name: test_vit, weights: none.pth}]"], "weights of teacher test_vit: no such file: none.pth"),
+        (["--model.teachers", "[{name: test_vit, weights: none.pth}]"], "weights of test_vit: no such file: none.pth"),
         (["--model.teachers", "[{name: test_vit, wieghts: hub}]"], "unknown option model.teachers.wieghts: did you mean"),
         (["--model.weights.lpisp", "1"], "unknown option model.weights.lpisp: did you mean model.weights.lpips?"),
         (["--data.workers", "many"], "data.workers: expected int or null, got 'many'"),

@@ -148,14 +148,17 @@ def write_record(cli: ProbeCLI, entry: EntryPoint, metrics: dict[str, float], se
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
         "seconds": round(seconds, 1),
+        "headline": getattr(cli.model, "headline", None),
+        "lower_is_better": getattr(cli.model, "lower_is_better", False),
         "metrics": metrics,
         **getattr(cli.model, "details", {}),
         "config": config,
     }
     with whole(folder / "record.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    width = max(map(len, metrics), default=0)
     for name, value in metrics.items():
-        print(f"{name:<12}{value:8.2f}")
+        print(f"{name:<{width}}{value:10.3f}")
     print(f"record: {folder / 'record.json'}")
 
 

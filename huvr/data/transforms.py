@@ -26,7 +26,10 @@ def random_crop(size: tuple[int, int], scale: tuple[float, float], colour: float
 
 
 @cache
-def centre_crop(size: int) -> v2.Compose:
-    """Shorter side to ``size`` (bicubic, antialiased), then the middle square: PIL to uint8 ``(3, size, size)``."""
-    resize = v2.Resize(size, InterpolationMode.BICUBIC, antialias=True)
+def centre_crop(size: int, shorter: int | None = None) -> v2.Compose:
+    """The middle square, PIL to uint8 ``(3, size, size)``; first the shorter side is made ``shorter`` pixels, by default ``size``.
+
+    Bicubic, antialiased.
+    """
+    resize = v2.Resize(shorter or size, InterpolationMode.BICUBIC, antialias=True)
     return v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])

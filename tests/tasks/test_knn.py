@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,21 @@ def test_votes_are_those_of_the_formula_whatever_the_pieces(piece: int) -> None:
         torch.testing.assert_close(votes.double(), plainly(queries, train, labels, k, 20, 5), rtol=1e-4, atol=1e-5)
 
 
+def test_votes_are_those_of_scikit_learn() -> None:
+    """Its brute-force cosine search, with DINO's weights. Its shares are of the first k alone, hence the scale."""
+    classifiers = pytest.importorskip("sklearn.neighbors")
+    torch.manual_seed(0)
+    labels = torch.arange(200) % 6
+    train, queries = torch.randn(200, 12) + 0.5 * torch.eye(12)[labels], torch.randn(50, 12)
+    similar, theirs = neighbours(queries, zip(train.split(64), labels.split(64), strict=True), 40)
+    weigh = {"weights": lambda distances: np.exp((1 - distances) / 0.07), "metric": "cosine", "algorithm": "brute"}
+    for k, votes in ballots(similar, theirs, (1, 5, 40), 0.07, 6):
+        reference = classifiers.KNeighborsClassifier(k, **weigh).fit(train.double().numpy(), labels.numpy())
+        shares = reference.predict_proba(queries.double().numpy())
+        np.testing.assert_allclose((votes / votes.sum(1, keepdim=True)).numpy(), shares, atol=1e-5)
+        assert (votes.argmax(1).numpy() == reference.predict(queries.double().numpy())).all()
+
+
 def test_accuracy_by_hand() -> None:
     accuracy = Accuracy(7, torch.device("cpu"))
     order = torch.tensor([[0, 1, 2, 3, 4, 5, 6], [1, 0, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0], [2, 0, 1, 3, 4, 5, 6]])
@@ -44,7 +60,8 @@ def test_accuracy_by_hand() -> None:
     assert accuracy.per_class() == [pytest.approx(100 / 3), None, 100, None, None, None, None]
 
 
-def test_with_three_classes_top5_is_everything() -> None:
+def test_with_three_classes_top5_is_everything_and_not_told() -> None:
     accuracy = Accuracy(3, torch.device("cpu"))
     accuracy.add(torch.eye(3), torch.tensor([1, 2, 0]))
     assert (accuracy.top1, accuracy.top5) == (0, 100)
+    assert accuracy.metrics() == {"top1": 0, "mean_per_class": 0}

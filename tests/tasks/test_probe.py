@@ -95,10 +95,10 @@ def test_a_probe_leaves_a_record(encoder: str, pictures: Path, capsys: pytest.Ca
     assert run.name.startswith("knn-")
     assert run.name.endswith("net-tintok-pictures")
     record = json.loads((run / "record.json").read_text())
-    assert record["metrics"].keys() == {"top1_k1", "top5_k1", "top1_k5", "top5_k5"}
+    assert record["metrics"].keys() == {"top1_k1", "mean_per_class_k1", "top1_k5", "mean_per_class_k5"}
     assert record["metrics"]["top1_k1"] == 100  # colours are easily told apart
     printed = capsys.readouterr().out
-    assert all(f"{name:<12}{value:8.2f}" in printed for name, value in record["metrics"].items())
+    assert all(f"{name:<17}{value:10.3f}" in printed for name, value in record["metrics"].items())
     assert (record["task"], record["package"]) == ("knn", "huvr")
     assert (record["encoder"], record["tokens"]) == (encoder, "tintok")
     assert record["version"] == version("huvr")
@@ -125,7 +125,7 @@ def test_a_config_changes_the_protocol_and_options_change_both(encoder: str, pic
     assert main(["probe", "--task", "knn", "--encoder", encoder, *SMALL, "--config", "own.yaml"]) == 0
     record = json.loads(Path("there/record.json").read_text())
     assert record["encoder"] == encoder
-    assert record["metrics"].keys() == {"top1_k2", "top5_k2", "top1_k3", "top5_k3"}
+    assert record["metrics"].keys() == {"top1_k2", "mean_per_class_k2", "top1_k3", "mean_per_class_k3"}
 
 
 def test_mistakes_are_one_line(

@@ -1,0 +1,133 @@
+"""The records that ``huvr probe`` leaves, read back and sorted into tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huvr.errors import HuvrError
+from huvr.files import read_json
+
+KEYS = ("task", "encoder", "tokens", "metrics", "config")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: what was measured, on what, and the result.
+
+    Attributes:
+        encoder: short name of the network, or of a rival that has none.
+        tokens: which kind, and "" for a rival.
+        stored: "fp16", "int8" or "".
+        bytes_per_image: None where it is not known.
+    """
+
+    task: str
+    data: str
+    headline: str
+    lower_is_better: bool
+    encoder: str
+    tokens: str
+    stored: str
+    bytes_per_image: float | None
+    metrics: dict[str, float]
+    seconds: float | None = None
+
+    @property
+    def series(self) -> str:
+        """The curve it belongs to: an encoder's tokens of one kind, whatever their size."""
+        return f"{self.encoder} {re.sub(r'[0-9]+$', '', self.tokens)}".strip()
+
+
+@dataclass(frozen=True)
+class Section:
+    """All that was measured by one task on the same data."""
+
+    task: str
+    data: str
+    rows: list[Row]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of all metrics, the headline first."""
+        names = dict.fromkeys(name for row in self.rows for name in row.metrics)
+        return sorted(names, key=lambda name: name != self.rows[0].headline)
+
+    @property
+    def title(self) -> str:
+        """The headline and which way is better."""
+        return f"{self.rows[0].headline} ({'lower' if self.rows[0].lower_is_better else 'higher'} is better)"
+
+    def best(self) -> float:
+        """The best value of the headline."""
+        values = [row.metrics[row.headline] for row in self.rows if row.headline in row.metrics]
+        return min(values) if self.rows[0].lower_is_better else max(values)
+
+
+def found(folder: Path) -> list[Path]:
+    """The records in a folder, sorted.
+
+    Raises:
+        HuvrError: where there are none.
+    """
+    records = sorted(folder.rglob("record.json")) if folder.is_dir() else []
+    if not records:
+        raise HuvrError(f"{folder}: no record.json of huvr probe in it")
+    return records
+
+
+def rows_of(path: Path) -> Iterator[Row]:
+    """The rows of one record: its own, and those of the rivals measured beside it.
+
+    Raises:
+        HuvrError: for a file that is no record.
+    """
+    record = read_json(path)
+    if missing := [key for key in KEYS if key not in record]:
+        raise HuvrError(f"{path}: not a record of huvr probe, without {', '.join(missing)}")
+    if not record["metrics"]:
+        raise HuvrError(f"{path}: a record without metrics")
+    encoder = record["config"].get("model", {}).get("init_args", {}).get("encoder") or {}
+    shared = {
+        "task": record["task"],
+        "data": described(record.get("data")),
+        "headline": record.get("headline") or next(iter(record["metrics"])),
+        "lower_is_better": record.get("lower_is_better", False),
+    }
+    layer = encoder.get("layer")
+    yield Row(
+        **shared, encoder=short(record["encoder"] or ""), stored=encoder.get("stored", ""),
+        tokens=(record["tokens"] or "") + ("" if layer is None else f" of layer {layer}"),
+        bytes_per_image=record.get("bytes_per_image"), metrics=record["metrics"], seconds=record.get("seconds"),
+    )  # fmt: skip
+    for name, rival in record.get("rivals", {}).items():
+        yield Row(
+            **shared, encoder=name, tokens="", stored="", bytes_per_image=rival["bytes_per_image"], metrics=rival["metrics"]
+        )
+
+
+def described(data: Any) -> str:
+    """The data of a record in words, its paths shortened."""
+    parts = data.values() if isinstance(data, dict) else [data or "data not named"]
+    return "; ".join(re.sub(r"\S*/\S+", lambda path: short(path[0]), str(part)) for part in parts)
+
+
+def short(path: str) -> str:
+    """The last two parts of a path."""
+    return "/".join(path.rstrip("/").split("/")[-2:])
+
+
+def grouped(rows: Iterable[Row]) -> list[Section]:
+    """Sections by task and data, their rows by bytes; rivals that several records measured alike are listed once."""
+    sections: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        listed = sections.setdefault((row.task, row.data), [])
+        if row not in listed:
+            listed.append(row)
+    return [
+        Section(task, data, sorted(listed, key=lambda row: (row.bytes_per_image or 0, row.series)))
+        for (task, data), listed in sorted(sections.items())
+    ]
