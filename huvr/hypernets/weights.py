@@ -1,0 +1,71 @@
+"""Hyper-networks in and out of the checkpoints of their training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import Tensor
+
+from huvr import weights
+from huvr.errors import HuvrError
+from huvr.files import read_torch
+from huvr.hypernets.anr import ANR
+from huvr.hypernets.ginr import GINR
+from huvr.hypernets.interface import HyperINR
+from huvr.hypernets.mae import MAE
+from huvr.hypernets.patchwise import PatchwiseHUVR
+from huvr.hypernets.transinr import TransINR
+from huvr.released import check_tensors
+
+NETWORKS: dict[str, type[HyperINR]] = {each.__name__: each for each in (TransINR, GINR, ANR, MAE, PatchwiseHUVR)}
+KEY = "hypernet"  # of the description in a checkpoint
+
+
+def described(net: HyperINR) -> dict[str, Any]:
+    """What :func:`rebuild` needs beside the weights: plain values only."""
+    return {"name": type(net).__name__, "config": net.config}
+
+
+def load(source: str | Path, device: str = "cpu") -> HyperINR:
+    """A trained network, in eval mode.
+
+    Args:
+        source: the run directory or a checkpoint (``.ckpt``) of :class:`~huvr.hypernets.module.HyperNetwork`; or whatever
+            else ``huvr.load`` opens, which becomes a :class:`~huvr.hypernets.patchwise.PatchwiseHUVR`.
+        device: where to put it.
+
+    Raises:
+        HuvrError: for a source that is none of these, or damaged.
+    """
+    path = weights._locate(source)
+    if path.suffix == ".ckpt" and KEY in (content := read_torch(path)):
+        return rebuild(content, str(path)).to(device).eval()
+    return PatchwiseHUVR.of(weights.load(source, device)).eval()
+
+
+def rebuild(content: Mapping[str, Any], where: str) -> HyperINR:
+    """The network of what a checkpoint holds; ``where`` names it in errors."""
+    description = content.get(KEY)
+    if not isinstance(description, Mapping) or description.get("name") not in NETWORKS:
+        raise HuvrError(f"{where}: not the checkpoint of one of the hyper-networks {', '.join(NETWORKS)}")
+    net = build(description["name"], description.get("config", {}), where)
+    pairs = content.get("state_dict", {})
+    tensors = {name.removeprefix("net."): value for name, value in pairs.items() if isinstance(value, Tensor)}
+    check_tensors(tensors, net.state_dict(), where)
+    net.load_state_dict(tensors)
+    return net
+
+
+def build(name: str, config: Mapping[str, Any], where: str) -> HyperINR:
+    """A network by the name of its class and plain values, which are checked against its signature."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(NETWORKS[name], "net")
+    try:
+        return parser.instantiate_classes(parser.parse_object({"net": dict(config)})).net
+    except HuvrError as error:
+        raise HuvrError(f"{where}: {error}") from None
+    except (ArgumentError, TypeError, KeyError, ValueError) as error:
+        raise HuvrError(f"{where}: not the config of a {name} ({' '.join(str(error).split())})") from None
