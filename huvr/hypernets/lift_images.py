@@ -1,0 +1,39 @@
+"""LIFT on images, by the interface of all hyper-networks here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from huvr.errors import HuvrError
+from huvr.hypernets.interface import HyperINR, INRParameters
+from huvr.hypernets.lift import LIFT
+from huvr.hypernets.lift_meta import find_latents
+from huvr.model.tokens import Tokens
+
+
+class LIFTImages(HyperINR):
+    """A trained LIFT network for images of three colours; its parameters of an image are the latents of all levels.
+
+    Raises:
+        HuvrError: for a network of volumes.
+    """
+
+    def __init__(self, lift: LIFT) -> None:
+        if (lift.config.dims, lift.config.channels) != (2, 3):
+            raise HuvrError(f"LIFT of {lift.config.dims} dimensions and {lift.config.channels} channels paints no images")
+        super().__init__(lift=lift.config)
+        self.lift, self.least = lift, lift.config.places
+
+    def encode(self, images: Tensor, mask: Tensor | None = None) -> INRParameters:
+        return INRParameters(find_latents(self.lift, images), self.check(images))
+
+    def tokens(self, images: Tensor) -> Tokens:
+        return self.lift.tokens(find_latents(self.lift, images))
+
+    def paint(self, parameters: INRParameters, coordinates: Tensor) -> Tensor:
+        fused = self.lift.fuse(parameters.tensors)
+        if len(coordinates) == 1:
+            return self.lift.paint(fused, self.lift.locate(coordinates[0])).transpose(1, 2)
+        each = [self.lift.paint(one[None], self.lift.locate(points)) for one, points in zip(fused, coordinates, strict=True)]
+        return torch.cat(each).transpose(1, 2)

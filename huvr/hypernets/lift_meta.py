@@ -1,0 +1,94 @@
+"""How LIFT finds latents: CAVIA (arXiv 1810.03642), a few steps of gradient descent on the latents of each signal alone.
+
+All signals of a batch descend at once: the latents of one do not touch the loss of another, so the gradient of the summed
+loss holds the gradient of each.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from huvr.errors import HuvrError
+from huvr.hypernets.lift import LIFT, Latents
+from huvr.hypernets.lift_points import Points
+from huvr.model.tokens import Tokens
+
+
+def smoothness(fused: Tensor, dims: int) -> Tensor:
+    """Mean squared distance of composite latents ``(B, cells^D, d)`` over all pairs of cells that share a face: ``(B,)``."""
+    cells = round(fused.shape[1] ** (1 / dims))
+    grid = fused.unflatten(1, [cells] * dims)
+    if cells == 1:
+        return fused.new_zeros(len(fused))
+    return torch.stack([grid.diff(dim=axis).square().sum(-1).flatten(1).mean(1) for axis in range(1, dims + 1)]).mean(0)
+
+
+def objective(model: LIFT, latents: Latents, signals: Tensor, points: Points) -> tuple[Tensor, Tensor]:
+    """The loss of each signal ``(B,)``, and what was painted ``(B, channels, *sides)``."""
+    fused = model.fuse(latents)
+    painted = model.paint(fused, points)
+    loss = (painted - signals).square().flatten(1).mean(1)
+    if model.config.smoothness:
+        loss = loss + model.config.smoothness * smoothness(fused, model.config.dims)
+    return loss, painted
+
+
+def descend(model: LIFT, signals: Tensor, points: Points, second_order: bool) -> Latents:
+    """The inner loop, from zero.
+
+    Args:
+        model: whose config says how many steps, and how long.
+        signals: ``(B, channels, *sides)``.
+        points: the centres of their pixels or voxels.
+        second_order: whether the latents remember how they depend on the weights. Otherwise they are constants, as
+            first-order meta-learning and encoding want them.
+    """
+    c = model.config
+    latents = tuple(signals.new_zeros(len(signals), cells**c.dims, count, requires_grad=True) for cells, count in c.latents)
+    for _ in range(c.inner_steps):
+        loss, _ = objective(model, latents, signals, points)
+        gradients = torch.autograd.grad(loss.sum(), latents, create_graph=second_order)
+        latents = tuple(z - c.inner_lr * gradient for z, gradient in zip(latents, gradients, strict=True))
+        if not second_order:
+            latents = tuple(z.detach().requires_grad_() for z in latents)
+    return latents
+
+
+def points_of(model: LIFT, signals: Tensor) -> Points:
+    """The centres of the pixels or voxels of signals ``(B, channels, *sides)``.
+
+    Raises:
+        HuvrError: for signals of another kind, or with a side that the cells do not divide.
+    """
+    c, sides = model.config, tuple(signals.shape[2:])
+    if signals.ndim != c.dims + 2 or signals.shape[1] != c.channels:
+        raise HuvrError(f"signals of shape {tuple(signals.shape)}: expected (B, {c.channels}, {', '.join('HWD'[: c.dims])})")
+    if any(side % c.places for side in sides):
+        raise HuvrError(f"signals of {'x'.join(map(str, sides))}: each side must be a multiple of the {c.places} cells along it")
+    return model.grid(sides)
+
+
+def find_latents(model: LIFT, signals: Tensor) -> Latents:
+    """The latents of signals ``(B, channels, *sides)`` in [0, 1], as constants; works where gradients are off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        signals = signals.clone()  # what was made in inference mode may not take part in a gradient
+        return tuple(z.detach() for z in descend(model, signals, points_of(model, signals), second_order=False))
+
+
+def encode(model: LIFT, signals: Tensor) -> Tokens:
+    """The tokens of signals ``(B, channels, *sides)`` in [0, 1], see :meth:`LIFT.tokens`."""
+    return model.tokens(find_latents(model, signals))
+
+
+def reconstruct(model: LIFT, signals: Tensor) -> Tensor:
+    """The whole chain, unclamped."""
+    return model.render(encode(model, signals), tuple(signals.shape[2:]))
+
+
+def interpolate(model: LIFT, first: Tensor, second: Tensor, steps: int) -> Tensor:
+    """From signals to others through their latents: twice ``(B, channels, *sides)`` to ``(B, steps, channels, *sides)``."""
+    ends = encode(model, first), encode(model, second)
+    way = [torch.lerp(ends[0].sequence, ends[1].sequence, share) for share in torch.linspace(0, 1, steps).tolist()]
+    size = tuple(first.shape[2:])
+    return torch.stack([model.render(Tokens.from_sequence(place, ends[0].grid), size) for place in way], dim=1)

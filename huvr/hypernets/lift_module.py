@@ -1,0 +1,164 @@
+"""Training of LIFT: the weights learn by Adam so that few steps on the latents paint well (LIFT, arXiv 2503.15420)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_dtype
+from torchvision.utils import make_grid
+
+from huvr.errors import HuvrError
+from huvr.files import read_torch
+from huvr.hypernets.lift import LIFT, Latents, LIFTConfig
+from huvr.hypernets.lift_meta import descend, encode, find_latents, interpolate, objective, points_of, reconstruct
+from huvr.metrics import psnr, ssim
+from huvr.released import check_tensors
+from huvr.viz import panel, to_uint8
+
+Batch = dict[str, Tensor]
+CONFIG_KEY = "lift_config"
+PICTURED = 8  # signals in the pictures
+STATIONS = 8  # pictures on the way from one signal to another
+
+
+def iou(painted: Tensor, voxels: Tensor) -> Tensor:
+    """Intersection over union of what is at least half full, per volume: ``(B, 1, S, S, S)`` each → ``(B,)``."""
+    ours, theirs = (volume.flatten(1) >= 0.5 for volume in (painted, voxels))
+    return (ours & theirs).sum(1) / (ours | theirs).sum(1).clamp_min(1)
+
+
+class MetaLearning(LightningModule):
+    """Trains a LIFT network.
+
+    Batches are ``{"image": (B, 3, H, W)}``, uint8 or float in [0, 1], or for three dimensions
+    ``{"voxels": (B, 1, D, H, W)}`` of 0 and 1. What it predicts are latents, see :class:`huvr.hypernets.lift_store.LatentWriter`.
+
+    Args:
+        lift: shape of the network, and its inner loop.
+        lr: of Adam.
+        second_order: whether the gradient goes through the inner loop; otherwise the latents it found count as constants,
+            which needs less time and memory.
+        pictures_every: steps between two pictures in TensorBoard, 0 for none.
+
+    Raises:
+        HuvrError: for numbers that make no sense; in training, for signals that the cells do not divide.
+    """
+
+    def __init__(
+        self,
+        lift: LIFTConfig = LIFTConfig(),  # noqa: B008 (frozen)
+        lr: float = 1e-3,
+        second_order: bool = True,
+        pictures_every: int = 1000,
+    ) -> None:
+        super().__init__()
+        if lr <= 0 or pictures_every < 0:
+            raise HuvrError(f"lr {lr}, pictures_every {pictures_every}: expected a positive lr, and 0 or more steps")
+        self.lr, self.second_order, self.pictures_every = lr, second_order, pictures_every
+        self.net = LIFT(lift)
+        self._pictured: Tensor | None = None
+
+    def signals(self, batch: Batch) -> Tensor:
+        """The images in [0, 1], or the voxels, of a batch as floats."""
+        key = "image" if self.net.config.dims == 2 else "voxels"
+        if key not in batch:
+            raise HuvrError(f"dims {self.net.config.dims}: batches need {key!r}, these have {', '.join(map(repr, batch))}")
+        return to_dtype(batch[key], torch.float32, scale=True) if key == "image" else batch[key].float()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        signals = self.signals(batch)
+        if self._pictured is None:
+            self._pictured = signals[:PICTURED].clone()
+        points = points_of(self.net, signals)
+        latents = descend(self.net, signals, points, self.second_order)
+        losses, painted = objective(self.net, latents, signals, points)
+        self.log("train/loss", losses.detach().mean())
+        self.log("train/psnr", psnr(as_pictures(painted.detach()), as_pictures(signals)).mean(), prog_bar=True)
+        return losses.mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        signals = self.signals(batch)
+        if batch_idx == 0:
+            self._pictured = signals[:PICTURED].clone()
+        self.measure(signals, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.measure(self.signals(batch), "test")
+
+    def measure(self, signals: Tensor, stage: str) -> None:
+        """Log the means over all signals of the set: PSNR, and SSIM of images, or mean squared error and IoU of volumes."""
+        painted = reconstruct(self.net, signals)
+        values = {"psnr": psnr(as_pictures(painted), as_pictures(signals))}
+        if self.net.config.dims == 2:
+            values["ssim"] = ssim(painted, signals)
+        else:
+            values |= {"mse": (painted - signals).square().flatten(1).mean(1), "iou": iou(painted, signals)}
+        means = {f"{stage}/{name}": each.mean() for name, each in values.items()}
+        self.log_dict(means, batch_size=len(signals), sync_dist=True, prog_bar=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Latents:
+        """The latents of each level, ``(B, cells^D, numbers)``."""
+        return find_latents(self.net, self.signals(batch))
+
+    def configure_optimizers(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self.parameters(), self.lr)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the gradient norm before clipping, and now and then pictures."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        self.log("grad_norm", torch.nn.utils.get_total_norm(gradients))
+        if self.pictures_every and self.global_step % self.pictures_every == 0 and isinstance(self.logger, TensorBoardLogger):
+            self.log_pictures(self.logger)
+
+    def log_pictures(self, logger: TensorBoardLogger) -> None:
+        """Signals beside their reconstructions, and the way from each to the next through their latents."""
+        if not self.trainer.is_global_zero or self._pictured is None:
+            return
+        with torch.no_grad():
+            signals, tokens = self._pictured, encode(self.net, self._pictured)
+            painted = self.net.render(tokens, tuple(signals.shape[2:]))
+            way = interpolate(self.net, signals, signals.roll(-1, 0), STATIONS).flatten(0, 1)
+        if self.net.config.dims == 2:
+            pictures = panel(signals, painted, tokens)
+        else:
+            pairs = torch.stack([flattened(signals), flattened(painted)], dim=1).flatten(0, 1)
+            pictures, way = to_uint8(make_grid(pairs, nrow=2, pad_value=1.0)), flattened(way)
+        logger.experiment.add_image("pictures", pictures, self.global_step)
+        logger.experiment.add_image("interpolation", to_uint8(make_grid(way, nrow=STATIONS, pad_value=1.0)), self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CONFIG_KEY] = asdict(self.net.config)
+
+
+def as_pictures(signals: Tensor) -> Tensor:
+    """``(B, C, *sides)`` as ``(B, C, H, W)``; the planes of a volume stand below each other."""
+    return signals.flatten(2, -2)
+
+
+def flattened(volumes: Tensor) -> Tensor:
+    """Volumes ``(B, 1, D, H, W)`` seen along their first axis, the mean of all planes: ``(B, 1, H, W)``."""
+    return volumes.clamp(0, 1).mean(2)
+
+
+def load(path: str | Path) -> LIFT:
+    """The network of a checkpoint of :class:`MetaLearning`, in evaluation mode on the CPU.
+
+    Raises:
+        HuvrError: for another kind of file, or a damaged one.
+    """
+    content = read_torch(Path(path))
+    if CONFIG_KEY not in content:
+        raise HuvrError(f"{path}: not a checkpoint of LIFT; expected one that huvr fit wrote with huvr.hypernets.lift_module")
+    settings = dict(content[CONFIG_KEY])
+    settings["latents"] = tuple(tuple(level) for level in settings["latents"])
+    net = LIFT(LIFTConfig(**settings))
+    tensors = {name.removeprefix("net."): tensor for name, tensor in content["state_dict"].items()}
+    check_tensors(tensors, net.state_dict(), str(path))
+    net.load_state_dict(tensors)
+    return net.eval()
