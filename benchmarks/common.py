@@ -1,4 +1,4 @@
-"""What every benchmark shares: photographs, per-patch PCA, and the record it leaves."""
+"""What every benchmark shares: photographs, and the record it leaves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,36 +83,6 @@ def reset_peak_memory(device: torch.device) -> None:
 def peak_memory_mb(device: torch.device) -> float:
     """Peak of the accelerator's memory, or of this process's on a CPU, in MB."""
     return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else resident_mb("VmHWM")
-
-
-def patches_of(images: Tensor, patch: int) -> Tensor:
-    """``(B, 3, H, W)`` to ``(B, h * w, 3 * patch²)``."""
-    return torch.nn.functional.unfold(images, patch, stride=patch).transpose(1, 2)
-
-
-class PatchPCA:
-    """Per-patch PCA: the honest simple rival of TinToks of the same size.
-
-    Args:
-        images: batches ``(B, 3, H, W)``, sides multiples of the patch.
-        patch: in pixels.
-        components: numbers kept per patch.
-    """
-
-    def __init__(self, images: Iterable[Tensor], patch: int, components: int) -> None:
-        dim = 3 * patch**2
-        count, total, products = 0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
-        for batch in images:
-            x = patches_of(batch, patch).flatten(0, 1).double()
-            count, total, products = count + len(x), total + x.sum(0), products + x.T @ x
-        self.patch, self.mean = patch, total / count
-        covariance = products / count - torch.outer(self.mean, self.mean)
-        self.basis = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :components]
-
-    def reconstruct(self, images: Tensor) -> Tensor:
-        x = patches_of(images, self.patch).double() - self.mean
-        x = (x @ self.basis @ self.basis.T + self.mean).float()
-        return torch.nn.functional.fold(x.transpose(1, 2), images.shape[-2:], self.patch, stride=self.patch)
 
 
 def random_crops(pictures: list[Tensor], count: int, size: int, rng: np.random.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from common import PatchPCA, random_crops, write_record
+from common import random_crops, write_record
 from pictures import load_pictures
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +32,7 @@ from huvr.model.bottleneck import Bottleneck
 from huvr.model.cosine_head import CosineHead
 from huvr.model.inr import PatchINR, ReleasedPatchINR, unit_columns
 from huvr.optim import OptimizerName, make_optimizer
+from huvr.tasks.rivals import PatchPCA
 
 CONFIG = HUVRConfig(
     image_size=64, patch=8, width=96, depth=3, heads=3, tintok_dim=16, decoder_width=128, decoder_depth=2,

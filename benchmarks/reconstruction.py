@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from common import RESULTS, PatchPCA, short, write_record
+from common import RESULTS, short, write_record
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -24,6 +24,7 @@ from huvr.data import Images
 from huvr.data.samples import Rows
 from huvr.errors import HuvrError
 from huvr.metrics import psnr, ssim
+from huvr.tasks.rivals import PatchPCA
 
 
 def pictures(rows: Rows, patch: int) -> Iterator[tuple[str, Tensor]]:

@@ -17,6 +17,13 @@ from huvr.errors import HuvrError
 from huvr.frozen import read_tensors
 from huvr.metrics import ssim
 
+LPIPSNet = Literal["alex", "squeeze", "vgg"]
+LPIPS_LEAST: dict[LPIPSNet, int] = {
+    "alex": 31,
+    "squeeze": 17,
+    "vgg": 16,
+}  # shortest side in pixels that the poolings leave something of
+
 
 def pixel_loss(painted: Tensor, images: Tensor) -> Tensor:
     """Mean squared error in the [-1, 1] space of the paper, four times that of [0, 1] images."""
@@ -61,9 +68,8 @@ class LPIPSLoss:
         HuvrError: when the weights cannot be fetched, or the file holds something else.
     """
 
-    def __init__(
-        self, net: Literal["vgg", "alex", "squeeze"] = "vgg", trunk: str | None = None, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, net: LPIPSNet = "vgg", trunk: str | None = None, device: torch.device | str = "cpu") -> None:
+        self.net = net
         try:
             with warnings.catch_warnings():  # lpips calls torchvision in an outdated way
                 warnings.filterwarnings("ignore", module="torchvision")
@@ -90,5 +96,16 @@ class LPIPSLoss:
 
     def __call__(self, painted: Tensor, images: Tensor) -> Tensor:
         """Mean distance of the batch."""
+        return self.distances(painted, images).mean()
+
+    def distances(self, painted: Tensor, images: Tensor) -> Tensor:
+        """One distance per image: ``(B,)``.
+
+        Raises:
+            HuvrError: for images too small for the trunk.
+        """
+        height, width = images.shape[-2:]
+        if min(height, width) < (least := LPIPS_LEAST[self.net]):
+            raise HuvrError(f"LPIPS {self.net} of images of {height}x{width} pixels: sides of at least {least} are needed")
         with torch.autocast(painted.device.type, enabled=False):
-            return self.network(painted.float(), images.float(), normalize=True).mean()
+            return self.network(painted.float(), images.float(), normalize=True).flatten()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from huvr.errors import HuvrError
 
-SSIM_WINDOW = 11
+SSIM_WINDOW = 11  # pixels
+SSIM_SIGMA = 1.5
 
 
 def psnr(reconstructions: Tensor, images: Tensor) -> Tensor:
@@ -24,13 +26,37 @@ def ssim(reconstructions: Tensor, images: Tensor) -> Tensor:
     Raises:
         HuvrError: for images smaller than the window.
     """
-    if min(images.shape[-2:]) < SSIM_WINDOW:
-        raise HuvrError(
-            f"SSIM of images of {images.shape[-2]}x{images.shape[-1]} pixels: sides of at least {SSIM_WINDOW} are needed"
-        )
+    _check_window(images)
     with torch.autocast(images.device.type, enabled=False):
         _, similarity = structural_similarity_index_measure(
             reconstructions.float(), images.float(), data_range=1.0, reduction="none", return_full_image=True
         )
     border = SSIM_WINDOW // 2
     return similarity[..., border:-border, border:-border].mean((1, 2, 3))
+
+
+def ssim_nhwc(reconstructions: Tensor, images: Tensor) -> Tensor:
+    """What the released validate.py reports as SSIM: ``(B,)``, lower than :func:`ssim`, and comparable with nothing else.
+
+    It passes images channels-last to a function that expects channels first. The window then runs along the rows alone, as
+    it is left out where an axis is shorter than it, here that of the three colours.
+
+    Raises:
+        HuvrError: for images smaller than the window.
+    """
+    _check_window(images)
+    with torch.autocast(images.device.type, enabled=False):
+        x, y = (each.float().flatten(0, 1)[:, None] for each in (reconstructions, images))
+        offsets = torch.arange(SSIM_WINDOW, device=x.device) - SSIM_WINDOW // 2
+        window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+        window = (window / window.sum()).view(1, 1, 1, -1)
+        mean_x, mean_y, xx, yy, xy = (F.conv2d(each, window) for each in (x, y, x * x, y * y, x * y))
+    luminance = (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2)
+    structure = (2 * (xy - mean_x * mean_y) + 0.03**2) / (xx - mean_x**2 + yy - mean_y**2 + 0.03**2)
+    return (luminance * structure).unflatten(0, images.shape[:2]).mean((1, 2, 3, 4))
+
+
+def _check_window(images: Tensor) -> None:
+    height, width = images.shape[-2:]
+    if min(height, width) < SSIM_WINDOW:
+        raise HuvrError(f"SSIM of images of {height}x{width} pixels: sides of at least {SSIM_WINDOW} are needed")

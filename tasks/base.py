@@ -97,7 +97,7 @@ class FrozenEncoder:
         self.config = config
         self.pca: tuple[PCA, PCA] | None = None
         if config.timm_name:
-            own = {"mean": config.mean, "std": config.std, "arguments": config.arguments}
+            own: dict[str, Any] = {"mean": config.mean, "std": config.std, "arguments": config.arguments}
             try:
                 teacher = Teacher(TeacherConfig(config.timm_name, config.weights, **own), device)
             except HuvrError as error:

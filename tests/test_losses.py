@@ -11,11 +11,12 @@ import pytest
 import pytorch_msssim
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from huvr.errors import HuvrError
-from huvr.losses import LPIPSLoss, distillation_loss, koleo_loss, pixel_loss, ssim_loss
+from huvr.losses import LPIPSLoss, LPIPSNet, distillation_loss, koleo_loss, pixel_loss, ssim_loss
+from huvr.metrics import ssim_nhwc
 
 SHARED = Path(__file__).parents[2] / "shared" / "weights"
 
@@ -36,6 +37,15 @@ def test_ssim_agrees_with_pytorch_msssim() -> None:
     painted, images = pictures(1)
     expected = 1 - pytorch_msssim.ssim(painted, images, data_range=1.0)
     torch.testing.assert_close(ssim_loss(painted, images), expected, rtol=0, atol=1e-5)
+
+
+def test_ssim_of_the_released_code_is_that_of_channels_last() -> None:
+    painted, images = pictures(1)
+    with pytest.warns(UserWarning, match="Skipping Gaussian Smoothing"):
+        expected = pytorch_msssim.ssim(painted.permute(0, 2, 3, 1), images.permute(0, 2, 3, 1), data_range=1, size_average=False)
+    torch.testing.assert_close(ssim_nhwc(painted, images), expected, rtol=0, atol=1e-5)
+    with pytest.raises(HuvrError, match="8x8 pixels: sides of at least 11"):
+        ssim_nhwc(*pictures(1, (8, 8)))
 
 
 def test_distillation_is_the_mean_over_all_numbers() -> None:
@@ -76,32 +86,50 @@ def test_koleo_ignores_autocast() -> None:
         assert torch.equal(koleo_loss(features), expected)
 
 
-def lpips_by_hand(features: nn.Sequential, last: tuple[int, ...], heads: dict[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
+TRUNKS: dict[LPIPSNet, str] = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}  # in torchvision
+COMPARED = {"alex": (1, 4, 7, 9, 11), "squeeze": (1, 4, 7, 9, 10, 11, 12), "vgg": (3, 8, 15, 22, 29)}  # layers
+
+
+def lpips_by_hand(net: LPIPSNet, features: nn.Sequential, a: Tensor, b: Tensor) -> Tensor:
     """Formula (1) of Zhang et al.: unit feature vectors, squared differences, weighted channels, mean over places."""
+    heads = torch.load(Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth", map_location="cpu", weights_only=True)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
     x, y = (((2 * image - 1) - mean) / std for image in (a, b))
     total = torch.zeros(len(a))
     for index, layer in enumerate(features):
+        layer = nn.ReLU() if isinstance(layer, nn.ReLU) else layer  # torchvision's works in place
         x, y = layer(x), layer(y)
-        if index in last:
-            weight = heads[f"lin{last.index(index)}.model.1.weight"]
+        if index in COMPARED[net]:
+            weight = heads[f"lin{COMPARED[net].index(index)}.model.1.weight"]
             unit = [f / f.square().sum(1, keepdim=True).sqrt().clamp_min(1e-10) for f in (x, y)]
             total += ((unit[0] - unit[1]).square() * weight).sum(1).mean((1, 2))
-    return total.mean()
+    return total
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_lpips_with_a_local_trunk_is_the_published_formula(tmp_path: Path, suffix: str) -> None:
+@torch.no_grad()
+def check_against_the_formula(net: LPIPSNet, file: Path, features: nn.Sequential) -> None:
+    painted, images = pictures(4, (64, 64))
+    loss, expected = LPIPSLoss(net, str(file)), lpips_by_hand(net, features, painted, images)
+    torch.testing.assert_close(loss.distances(painted, images), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(loss(painted, images), expected.mean(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("net", "suffix"), [("alex", ".safetensors"), ("squeeze", ".pth"), ("vgg", ".pth")])
+def test_lpips_with_a_local_trunk_is_the_published_formula(tmp_path: Path, net: LPIPSNet, suffix: str) -> None:
     torch.manual_seed(0)
-    features = torchvision.models.alexnet(weights=None).features
+    features = getattr(torchvision.models, TRUNKS[net])(weights=None).features
     file, tensors = tmp_path / f"trunk{suffix}", {f"features.{k}": v for k, v in features.state_dict().items()}
     save_file(tensors, file) if suffix == ".safetensors" else torch.save(tensors, file)
-    heads = torch.load(Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth", map_location="cpu", weights_only=True)
-    painted, images = pictures(4, (64, 64))
-    inplace_off = nn.Sequential(*(nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in features))
-    with torch.no_grad():
-        expected = lpips_by_hand(inplace_off, (1, 4, 7, 9, 11), heads, painted, images)
-        torch.testing.assert_close(LPIPSLoss("alex", str(file))(painted, images), expected, rtol=1e-4, atol=0)
+    check_against_the_formula(net, file, features)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs real trunks")
+@pytest.mark.parametrize(("net", "name"), [("alex", "alexnet_tv_features"), ("squeeze", "squeezenet1_1_tv_features")])
+def test_lpips_of_real_trunks_is_the_published_formula(net: LPIPSNet, name: str) -> None:
+    file = SHARED / f"{name}.fp16.safetensors"
+    features = getattr(torchvision.models, TRUNKS[net])(weights=None).features
+    features.load_state_dict({key.removeprefix("features."): tensor.float() for key, tensor in load_file(file).items()})
+    check_against_the_formula(net, file, features)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs real trunks")
@@ -126,3 +154,13 @@ def test_lpips_without_weights_names_the_local_option(monkeypatch: pytest.Monkey
     save_file({"features.0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(HuvrError, match=r"not the alex trunk of torchvision, it has no 0\.bias"):
         LPIPSLoss("alex", str(tmp_path / "other.safetensors"))
+
+
+@pytest.mark.parametrize(("net", "least"), [("alex", 31), ("squeeze", 17)])
+def test_lpips_says_which_images_are_too_small(tmp_path: Path, net: LPIPSNet, least: int) -> None:
+    file = tmp_path / "trunk.pth"
+    torch.save(getattr(torchvision.models, TRUNKS[net])(weights=None).features.state_dict(), file)
+    loss = LPIPSLoss(net, str(file))
+    assert loss(*pictures(6, (least, 40))).isfinite()
+    with pytest.raises(HuvrError, match=rf"LPIPS {net} of images of 40x{least - 1} pixels: sides of at least {least} are needed"):
+        loss(*pictures(6, (40, least - 1)))

@@ -31,7 +31,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from huvr.commands import tasks
 from huvr.commands.arguments import read_yaml
 from huvr.commands.calm import calm
-from huvr.commands.training import TrainingCLI, find_checkpoint
+from huvr.commands.training import TrainingCLI, classes_named, find_checkpoint
 from huvr.errors import HuvrError
 from huvr.files import whole
 
@@ -112,8 +112,9 @@ class ProbeCLI(TrainingCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        data = {"class_path": "huvr.tasks.features.Features"}
-        parser.set_defaults({"model": {"class_path": f"{self.entry.module}.{self.entry.attr}"}, "data": data})
+        classes = {"data": "huvr.tasks.features.Features"} | classes_named(self.arguments)
+        classes["model"] = f"{self.entry.module}.{self.entry.attr}"
+        parser.set_defaults({key: {"class_path": path} for key, path in classes.items()})
 
 
 def measured(cli: ProbeCLI) -> dict[str, float]:
@@ -159,6 +160,8 @@ def write_record(cli: ProbeCLI, entry: EntryPoint, metrics: dict[str, float], se
     width = max(map(len, metrics), default=0)
     for name, value in metrics.items():
         print(f"{name:<{width}}{value:10.3f}")
+    for name, rival in record.get("rivals", {}).items():
+        print(f"{name}: " + ", ".join(f"{metric} {value:.3f}" for metric, value in rival["metrics"].items()))
     print(f"record: {folder / 'record.json'}")
 
 

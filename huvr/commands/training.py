@@ -20,7 +20,9 @@ wherever ``run:`` in the config or ``--run`` says: ``config_VERB.yaml`` as it wa
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,12 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from huvr.commands.arguments import ConfigByName, parse
+from huvr.commands.arguments import ConfigByName, find_config, parse, read_yaml
 from huvr.commands.calm import calm
 from huvr.errors import HuvrError
 from huvr.files import read_torch
 
+DEFAULTS = {"model": "huvr.pretrain.Pretraining", "data": "huvr.data.Images"}
 DESCRIPTION = """\
 Runs Lightning's Trainer on the module and the data that a config names. Every value of a config is an option too:
 --model.net.tintok_dim 8, --data.root FOLDER, --trainer.max_steps 100. For those of model and data, see --model.help
@@ -105,6 +108,31 @@ def check_checkpoint(path: Path) -> None:
         raise HuvrError(f"checkpoint {path}: not a .ckpt file of huvr fit")
 
 
+def classes_named(arguments: Sequence[str]) -> dict[str, str]:
+    """The classes of model and data that a config or the command line names, as far as they can be imported."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    for key in DEFAULTS:
+        parser.add_argument(f"--{key}")
+    try:
+        given, _ = parser.parse_known_args(arguments)
+    except argparse.ArgumentError:
+        return {}  # the parser of all options will say what is wrong
+    found: dict[str, Any] = {}
+    for content in (read_yaml(find_config(name)) for name in given.config):
+        found |= {key: content[key].get("class_path") for key in DEFAULTS if isinstance(content.get(key), dict)}
+    found |= {key: getattr(given, key) for key in DEFAULTS if getattr(given, key)}
+    return {key: path for key, path in found.items() if isinstance(path, str) and importable(path)}
+
+
+def importable(class_path: str) -> bool:
+    module, _, name = class_path.rpartition(".")
+    try:
+        return hasattr(import_module(module), name)
+    except (ImportError, ValueError):
+        return False
+
+
 class TrainingCLI(LightningCLI):
     """LightningCLI with our run folder, our configs and our errors.
 
@@ -114,7 +142,7 @@ class TrainingCLI(LightningCLI):
     """
 
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
-        self.verb = verb
+        self.verb, self.arguments = verb, list(arguments)
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -128,7 +156,7 @@ class TrainingCLI(LightningCLI):
                 "allow_abbrev": False,
             },
             auto_configure_optimizers=False,
-            args=list(arguments),
+            args=self.arguments,
             run=False,
         )
 
@@ -143,7 +171,9 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--ckpt_path", type=str | None, help='Checkpoint to start from: a file, or "auto" for the newest of this run, if any.'
         )
-        parser.set_defaults({"model": {"class_path": "huvr.pretrain.Pretraining"}, "data": {"class_path": "huvr.data.Images"}})
+        # A class that is named replaces the default here already, or it would inherit defaults of parameters of the same name.
+        classes = DEFAULTS | classes_named(self.arguments)
+        parser.set_defaults({key: {"class_path": path} for key, path in classes.items()})
 
     def parse_arguments(self, parser: ArgumentParser, args: Any) -> None:
         self.config = parse(parser, args)

@@ -27,7 +27,7 @@ def random_crop(size: tuple[int, int], scale: tuple[float, float], colour: float
 
 @cache
 def centre_crop(size: int, shorter: int | None = None) -> v2.Compose:
-    """The middle square, PIL to uint8 ``(3, size, size)``; first the shorter side is made ``shorter`` pixels, by default ``size``.
+    """The middle square, PIL to uint8 ``(3, size, size)``, after the shorter side was made ``shorter`` pixels, or ``size``.
 
     Bicubic, antialiased.
     """

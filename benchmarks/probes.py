@@ -1,0 +1,94 @@
+"""Every task on real data: networks known to be good, and our own, TinToks beside PCA of the same size.
+
+    python benchmarks/probes.py --packs FOLDER --vit FILE --huvr tiny=runs/tiny demo=runs/demo
+
+Each probe is a ``huvr probe`` with the shipped protocol, on fewer images or steps where ``PROBES`` says so. Its run folder
+stays in ``--runs``; what is there already is not measured again. ``huvr report`` joins them into a page there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common import short, write_record
+
+from huvr.cli import main as huvr
+from huvr.records import rows_of
+
+VIT = ["--model.encoder.mean=[0.5,0.5,0.5]", "--model.encoder.std=[0.5,0.5,0.5]"]
+LABELLED = ["--data.resize=224", "--data.crop=224", "--data.train_images=2000", "--data.test_images=1000", "--data.workers=0"]
+# Data, options, tokens of ours and of others, and how they are stored.
+PROBES: dict[str, dict[str, Any]] = {
+    "knn": {
+        "data": "imagenette-160", "options": LABELLED, "stored": ("fp16", "int8"),
+        "ours": ("standard", "tintok", "pca32"), "others": ("standard", "pca8", "pca32"),
+    },
+    "logistic": {
+        "data": "imagenette-160", "options": LABELLED, "stored": ("fp16", "int8"),
+        "ours": ("standard", "tintok", "pca32"), "others": ("standard", "pca8", "pca32"),
+    },
+    "retrieval": {
+        "data": "imagenette-160", "options": LABELLED, "stored": ("fp16", "int8"),
+        "ours": ("standard", "tintok", "pca32"), "others": ("standard", "pca8", "pca32"),
+    },
+    "segmentation": {
+        "data": "camvid", "options": ["--data.workers=0"], "stored": ("fp16",),
+        "ours": ("standard", "tintok", "pca32"), "others": ("standard", "pca32"),
+    },
+    "depth": {
+        "data": "nyuv2-256", "stored": ("fp16",),
+        "options": [
+            "--data.workers=0", "--trainer.max_steps=400", "--model.mask=[18,188,16,240]",
+            "--data.train_view.fixed_crop=[18,188,17,243]", "--data.train_view.crop=[160,208]",
+        ],
+        "ours": ("standard", "tintok", "pca32"), "others": ("standard", "pca32"),
+    },
+    "reconstruction": {
+        "data": "imagenette-160", "options": ["--data.workers=0", "--data.size=160", "--data.test_images=500"],
+        "stored": ("fp16", "int8"), "ours": ("tintok",), "others": (),
+    },
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packs", type=Path, required=True, help="Folder with imagenette-160, camvid and nyuv2-256.")
+    parser.add_argument("--vit", required=True, help="Weights of vit_tiny_patch16_224, mean and std 0.5.")
+    parser.add_argument("--huvr", nargs="+", required=True, metavar="NAME=RUN", help="Networks of ours.")
+    parser.add_argument("--tasks", nargs="+", choices=PROBES, default=[*PROBES], help="Only these.")
+    parser.add_argument("--runs", type=Path, default=Path("runs/probes"), help="Folder of the run folders.")
+    options = parser.parse_args()
+    networks = {"ViT-Ti": ["--encoder=timm:vit_tiny_patch16_224", f"--model.encoder.weights={options.vit}", *VIT]}
+    networks |= {name: [f"--encoder={run}"] for name, _, run in (each.partition("=") for each in options.huvr)}
+    figures = []
+    for task in options.tasks:
+        probe = PROBES[task]
+        for name, encoder in networks.items():
+            for tokens in probe["others" if name == "ViT-Ti" else "ours"]:
+                for stored in probe["stored"]:
+                    run = options.runs / f"{task}-{name}-{tokens}-{stored}"
+                    asked = [f"--data.root={options.packs / probe['data']}", *probe["options"], *encoder, f"--tokens={tokens}"]
+                    measure(task, [*asked, f"--model.encoder.stored={stored}"], run)
+                    figures += [
+                        asdict(row) | {"encoder": name if row.tokens else row.encoder} for row in rows_of(run / "record.json")
+                    ]
+    data = ", ".join(sorted({PROBES[task]["data"] for task in options.tasks}))
+    config = {"networks": {name: short(encoder[0].split("=", 1)[1]) for name, encoder in networks.items()}}
+    write_record("probes", data, config | {"options": {task: PROBES[task]["options"] for task in options.tasks}}, figures)
+    huvr(["report", str(options.runs), "--out", str(options.runs / "report.html")])
+
+
+def measure(task: str, asked: list[str], run: Path) -> None:
+    """One probe, unless its record is there."""
+    if (run / "record.json").is_file():
+        return
+    cache = [f"--data.cache={run.parent / 'features'}"] if task in ("knn", "logistic", "retrieval") else []
+    if status := huvr(["probe", "--task", task, *asked, *cache, "--run", str(run)]):
+        raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Drawing images from their stored TinToks: how much of them is left, and how much other formats keep in the same bytes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchvision.utils import make_grid
+
+from huvr.data.loader import Batch
+from huvr.errors import HuvrError
+from huvr.losses import LPIPSLoss, LPIPSNet
+from huvr.metrics import psnr, ssim, ssim_nhwc
+from huvr.model import HUVR
+from huvr.viz import GAP, save_png, to_uint8
+
+from .base import EncoderConfig, FrozenEncoderTask
+from .frechet import FrechetConfig, FrechetNetwork
+from .pictures import Pictures
+from .rivals import SDVAE, PatchPCA, jpeg
+
+Rival = Literal["pca", "jpeg", "sdvae"]
+# Images (B, 3, H, W) in [0, 1], and the bytes that TinToks take of each, to what is left of them, and the bytes it took.
+Format = Callable[[Tensor, int], tuple[Tensor, list[int]]]
+
+PSNR_MOST = 100.0  # dB: a picture without any error must not make the mean infinite
+SHOWN = 4  # images in the picture of the run folder
+
+
+class Reconstruction(FrozenEncoderTask):
+    """Drawing images from their stored TinToks, beside other formats of the same size.
+
+    Measured per image and averaged, as the released validate.py does: PSNR, SSIM and LPIPS of the unclamped drawing; beside
+    them the PSNR of its 8-bit picture, and ``ssim_nhwc``, the form in which HUVR's SSIM was computed. Fréchet distances
+    are of 8-bit pictures. ``details["rivals"]`` has the same of each rival, with its bytes and the number of images that took
+    more of them than TinToks; ``drawings.png`` in the run folder shows a few images: original | HUVR | rivals.
+
+    Args:
+        encoder: a HUVR network, with ``tokens`` "tintok"; ``stored`` decides what a TinTok costs, and PCA's components alike.
+        lpips: trunks to measure LPIPS with: vgg (the paper's), alex, squeeze.
+        lpips_trunks: local files with torchvision's weights of these trunks, by name; the others are downloaded.
+        frechet: a network to measure the Fréchet distance with.
+        rivals: "pca", per-patch PCA with as many numbers a patch, fitted to training images; "jpeg", at the greatest quality
+            within the bytes of all TinToks of the image; "sdvae", the VAE of Stable Diffusion at the bytes it needs.
+        sdvae: the diffusers repository or folder of that VAE.
+    """
+
+    headline = "psnr"
+
+    def __init__(
+        self,
+        encoder: EncoderConfig,
+        lpips: tuple[LPIPSNet, ...] = (),
+        lpips_trunks: dict[str, str] | None = None,
+        frechet: FrechetConfig | None = None,
+        rivals: tuple[Rival, ...] = ("pca", "jpeg"),
+        sdvae: str = "stabilityai/sd-vae-ft-mse",
+    ) -> None:
+        if encoder.timm_name:
+            raise HuvrError(f"encoder {encoder.source}: only a HUVR network can draw its tokens")
+        if encoder.tokens != "tintok":
+            raise HuvrError(f"tokens {encoder.tokens}: reconstruction is from TinToks: --tokens tintok")
+        for name, chosen, allowed in (("lpips", lpips, LPIPSNet), ("rivals", rivals, Rival)):
+            if not {*chosen} <= {*get_args(allowed)} or len({*chosen}) < len(chosen):
+                raise HuvrError(f"{name} {list(chosen)}: choose among {', '.join(get_args(allowed))}, each once")
+        if unused := sorted({*(lpips_trunks or {})} - {*lpips}):
+            raise HuvrError(f"lpips_trunks {', '.join(unused)}: not among lpips {list(lpips)}")
+        super().__init__(encoder)
+        self.nets, self.trunks = lpips, lpips_trunks or {}
+        self.frechet, self.rivals, self.sdvae = frechet, rivals, sdvae
+
+    def setup(self, stage: str) -> None:
+        device = self.trainer.strategy.root_device
+        self.encoder.to(device)
+        self.lpips: dict[str, LPIPSLoss] = {}
+        for net in self.nets:
+            try:
+                self.lpips[net] = LPIPSLoss(net, self.trunks.get(net), device)
+            except HuvrError as error:
+                raise HuvrError(f"lpips_trunks.{net}: {error}") from None
+        self.network = FrechetNetwork(self.frechet, device) if self.frechet else None
+        self.formats = {name: self._format(name, device) for name in self.rivals}
+        self.scores = {name: Score(self.network) for name in ("huvr", *self.formats)}
+        self.images = 0
+        self.shown: list[list[Tensor]] = []
+
+    def _format(self, name: Rival, device: torch.device) -> Format:
+        """A rival, ready to store images."""
+        if name == "jpeg":
+            return jpeg
+        kind = self.encoder.config.stored
+        if name == "sdvae":
+            vae = SDVAE(self.sdvae, device)
+            return lambda images, _: vae.stored(images, kind)
+        batches = (batch["image"].to(device).float() / 255 for batch in self._data.train_dataloader() if len(batch["image"]))
+        pca = PatchPCA(batches, self._model.patch, self.encoder.dim)
+        return lambda images, _: pca.stored(images, kind)
+
+    @property
+    def _model(self) -> HUVR:
+        return self.encoder.model  # type: ignore[return-value]  # a timm network does not come past __init__
+
+    @property
+    def _data(self) -> Pictures:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, Pictures):
+            raise HuvrError("data: reconstruction is of huvr.tasks.pictures.Pictures")
+        return data
+
+    def test_step(self, batch: Batch, index: int) -> None:
+        originals = batch["image"]
+        if not len(originals):
+            return
+        images = originals.float() / 255
+        tokens = self.encoder(images)
+        size = self.encoder.stored_bytes(tokens)
+        drawn = self._model.render(self._model.expand(tokens), (images.shape[2], images.shape[3]))
+        drawings = {"huvr": (drawn, [size] * len(images))} | {name: way(images, size) for name, way in self.formats.items()}
+        features = self.network(originals) if self.network else None
+        for name, (drawing, sizes) in drawings.items():
+            picture = to_uint8(drawing).to(self.device)
+            self.scores[name].add(self._measures(drawing, picture, images), sizes, size, images[0, 0].numel())
+            if self.network and features is not None:
+                self.scores[name].compare(features, self.network(picture))
+        self.images += len(images)
+        tiles = zip(images, *(drawing for drawing, _ in drawings.values()), strict=True)
+        self.shown += [[tile.cpu() for tile in row] for row in islice(tiles, SHOWN - len(self.shown))]
+
+    def _measures(self, drawing: Tensor, picture: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """One value per image of each; ``picture`` is the drawing in 8 bits."""
+        return {
+            "psnr": psnr(drawing, images).clamp_max(PSNR_MOST),
+            "psnr_8bit": psnr(picture / 255, images).clamp_max(PSNR_MOST),
+            "ssim": ssim(drawing, images),
+            "ssim_nhwc": ssim_nhwc(drawing, images),
+            **{f"lpips_{net}": lpips.distances(drawing, images) for net, lpips in self.lpips.items()},
+        }
+
+    def on_test_epoch_end(self) -> None:
+        if self.network and self.images < 2:
+            raise HuvrError(f"frechet: {self.images} image(s), at least 2 are needed")
+        results = {name: score.result() for name, score in self.scores.items()}
+        ours = results.pop("huvr")
+        self.log_dict(ours["metrics"])
+        self.details |= {name: ours[name] for name in ("bytes_per_image", "bits_per_pixel")}
+        self.details |= {"rivals": results, "data": self._data.description(self.images)}
+        if self.trainer.is_global_zero:
+            save_png(side_by_side(self.shown), Path(self.trainer.default_root_dir) / "drawings.png")
+
+
+class Score:
+    """What is measured of one format, added up over the images."""
+
+    def __init__(self, network: FrechetNetwork | None) -> None:
+        self.means: dict[str, MeanMetric] = defaultdict(mean)
+        self.bytes, self.bits_per_pixel, self.larger = mean(), mean(), 0
+        self.distances = {network.name: network.distance()} if network else {}
+
+    def add(self, measures: dict[str, Tensor], sizes: list[int], tintoks: int, pixels: int) -> None:
+        """Measures of a batch, one value per image each, its bytes, and the bytes of TinToks and the pixels of every image."""
+        for name, values in measures.items():
+            self.means[name].update(values.cpu())
+        self.bytes.update(torch.tensor(sizes))
+        self.bits_per_pixel.update(8 * torch.tensor(sizes).double() / pixels)
+        self.larger += sum(size > tintoks for size in sizes)
+
+    def compare(self, originals: Tensor, drawings: Tensor) -> None:
+        """Features of a batch that the Fréchet network gave."""
+        for distance in self.distances.values():
+            distance.update(originals.cpu(), real=True)
+            distance.update(drawings.cpu(), real=False)
+
+    def result(self) -> dict[str, Any]:
+        metrics = {name: metric.compute().item() for name, metric in [*self.means.items(), *self.distances.items()]}
+        costs = {"bytes_per_image": self.bytes.compute().item(), "bits_per_pixel": self.bits_per_pixel.compute().item()}
+        return costs | {"images_larger_than_tintoks": self.larger, "metrics": metrics}
+
+
+def mean() -> MeanMetric:
+    """In fp64: there may be a million images."""
+    return MeanMetric().set_dtype(torch.float64)  # type: ignore[return-value]
+
+
+def side_by_side(rows: list[list[Tensor]]) -> Tensor:
+    """Pictures ``(3, H, W)``, one row of them per image, as one of uint8; smaller ones get a white margin."""
+    tiles = [tile for row in rows for tile in row]
+    height, width = (max(tile.shape[axis] for tile in tiles) for axis in (1, 2))
+    padded = [F.pad(tile.clamp(0, 1), (0, width - tile.shape[2], 0, height - tile.shape[1]), value=1.0) for tile in tiles]
+    return to_uint8(make_grid(padded, nrow=len(rows[0]), padding=GAP, pad_value=1.0)[:, GAP:-GAP, GAP:-GAP])
