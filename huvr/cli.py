@@ -28,6 +28,7 @@ TOOLS = {
     "reconstruct": ("huvr.commands.reconstruct", "photos through TinToks and back: pictures and PSNR"),
     "encode": ("huvr.commands.encode", "the tokens of a folder of images, to a Parquet file"),
     "convert": ("huvr.commands.convert", "released weights into our format, and back"),
+    "generate": ("huvr.commands.generate", "pictures from a trained generator"),
     "report": ("huvr.commands.report", "the records of many probes, in tables and plots"),
 }
 TASKS = {

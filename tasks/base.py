@@ -24,6 +24,12 @@ from .pca import PCA, Moments
 from .storage import Storage, as_stored, size_stored
 
 Precision = Literal["fp32", "bf16"]
+# What makes each kind of token in a HUVR network: names of its tensors begin so.
+PARTS = {
+    "standard": ("encoder.",),
+    "tintok": ("encoder.", "bottleneck.down."),
+    "decoder": ("encoder.", "bottleneck.", "decoder."),
+}
 
 KINDS = "standard, tintok, decoder, or pca<d> such as pca32"
 
@@ -129,13 +135,22 @@ class FrozenEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all that decides about the tokens before PCA: weights, shape of the network, normalisation, kind."""
+        """Of all that decides about the tokens before PCA: weights, shape of the network, normalisation, kind.
+
+        TinToks keep it where only what follows them was trained further.
+        """
         digest = hashlib.blake2b(digest_size=16)
-        shape = asdict(self.model.config) if self.model else (self.config.timm_name, self.config.arguments)
         kind = "standard" if self.config.components else self.config.tokens
         eyes = (self.mean.flatten().tolist(), self.std.flatten().tolist(), self.config.precision)
+        if self.model:
+            parts, shape = PARTS[kind], repr(asdict(replace(self.model.config, distill_dims={})))
+        else:
+            parts, shape = ("",), repr((self.config.timm_name, self.config.arguments))
         digest.update(repr((shape, kind, self.layer, *eyes)).encode())
-        for name, tensor in sorted((self.model or self.network).state_dict().items()):
+        tensors = (self.model or self.network).state_dict()
+        for name, tensor in sorted(tensors.items()):
+            if not name.startswith(parts):
+                continue
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from textwrap import shorten
 
 import numpy as np
@@ -31,15 +31,22 @@ def open_labelled(root: str, names: tuple[str, str | None], limits: tuple[int | 
         HuvrError: where there are no such splits, or no labels.
     """
     splits = open_splits(root)
-    train, test = names[0], names[1] or next((name for name in HELD_OUT_SPLITS if name in splits), "")
-    for name in (train, test):
-        if name not in splits:
-            wanted = f"no split {name!r}" if name else f"no held-out split ({', '.join(HELD_OUT_SPLITS)})"
-            raise HuvrError(f"data root {root!r}: {wanted}; it has {', '.join(splits)}")
-    if test == train:
-        raise HuvrError(f"train_split and test_split are both {test!r}: nothing would be left to be measured on")
+    train, test = chosen_splits(root, splits, names)
     first, second = (labelled(splits[name], f"{root} ({name})", limit) for name, limit in zip((train, test), limits, strict=True))
     return first, second
+
+
+def chosen_splits(root: str, splits: Iterable[str], names: tuple[str, str | None]) -> tuple[str, str]:
+    """Names of the split to learn from and of that to be measured on, see :func:`open_labelled`."""
+    there = [*splits]
+    train, test = names[0], names[1] or next((name for name in HELD_OUT_SPLITS if name in there), "")
+    for name in (train, test):
+        if name not in there:
+            wanted = f"no split {name!r}" if name else f"no held-out split ({', '.join(HELD_OUT_SPLITS)})"
+            raise HuvrError(f"data root {root!r}: {wanted}; it has {', '.join(there)}")
+    if test == train:
+        raise HuvrError(f"train_split and test_split are both {test!r}: nothing would be left to be measured on")
+    return train, test
 
 
 def labelled(table: Table, source: str, limit: int | None) -> Rows:

@@ -31,7 +31,13 @@ def call(function: Callable[..., None], arguments: Sequence[str]) -> None:
     for name, item in lists.items():
         parser.add_argument(name, nargs="+", type=item, metavar=name.removesuffix("s").upper(), help=helps[name])
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(lists))
-    function(**vars(parse(parser, arguments)))
+    function(**vars(parse(parser, [underscored(argument) for argument in arguments])))
+
+
+def underscored(argument: str) -> str:
+    """``--per-class=8`` as ``--per_class=8``; the name of an option only."""
+    name, equals, value = argument.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if argument.startswith("--") else argument
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Any:

@@ -37,19 +37,34 @@ def open_splits(root: str, streaming: bool = False) -> dict[str, Table]:
     path = Path(root).expanduser()
     if root == "photos":
         return {split: _listing(files) for split, files in photos.paths().items()}
-    if path.is_dir() and not (packs := _packs(path)):
+    if path.is_dir() and not packs_in(path):
         return dict(_folder(path))
+    return {split: _columns(root, table) for split, table in open_tables(root, streaming, ALLOWED).items()}
+
+
+def open_tables(root: str, streaming: bool, allowed: str) -> dict[str, Table]:
+    """The splits of packs or of a data set of the hub, by name, with all their columns.
+
+    Args:
+        root: a Parquet or Arrow file, a folder of them, or the id of a Hugging Face data set.
+        streaming: open them row by row.
+        allowed: what ``root`` may be, for errors.
+
+    Raises:
+        HuvrError: nothing is there, or it cannot be read.
+    """
+    path = Path(root).expanduser()
     if path.is_dir():
-        tables = _load(root, streaming, packs[0].suffix, packs)
-    elif path.suffix in (".parquet", ".arrow"):
-        tables = _load(root, streaming, path.suffix, [path])
-    elif path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", root):
-        raise HuvrError(
-            f"data root {root!r}: {'not a data set' if path.exists() else 'no such file or folder'}; allowed: {ALLOWED}"
-        )
-    else:
-        tables = _hub(root, streaming)
-    return {split: _columns(root, table) for split, table in tables.items()}
+        packs = packs_in(path)
+        return _load(root, streaming, packs[0].suffix, packs)
+    if path.suffix in (".parquet", ".arrow"):
+        if not path.is_file():
+            raise HuvrError(f"data root {root!r}: no such file; allowed: {allowed}")
+        return _load(root, streaming, path.suffix, [path])
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", root):
+        problem = "not a data set" if path.exists() else "no such file or folder"
+        raise HuvrError(f"data root {root!r}: {problem}; allowed: {allowed}")
+    return _hub(root, streaming, allowed)
 
 
 def _folder(root: Path) -> dict[str, Dataset]:
@@ -75,7 +90,7 @@ def _listing(paths: list[Path], labels: list[int] | None = None, names: list[str
     return Dataset.from_dict(columns | {"label": labels}, Features(features | {"label": ClassLabel(names=names)}))
 
 
-def _packs(folder: Path) -> list[Path]:
+def packs_in(folder: Path) -> list[Path]:
     """Parquet files at most one folder deep, else Arrow files."""
     for suffix in (".parquet", ".arrow"):
         if found := sorted([*folder.glob(f"*{suffix}"), *folder.glob(f"*/*{suffix}")]):
@@ -86,8 +101,6 @@ def _packs(folder: Path) -> list[Path]:
 def _load(root: str, streaming: bool, suffix: str, files: list[Path]) -> dict[str, Table]:
     splits = defaultdict(list)
     for file in files:
-        if not file.is_file():
-            raise HuvrError(f"data root {root!r}: no such file; allowed: {ALLOWED}")
         parts = (file.parent.name, file.name) if Path(root).expanduser() not in (file, file.parent) else (file.name,)
         named = (re.match(rf"({'|'.join(SPLITS)})(?![a-z])", part) for part in parts)
         splits[next((match[1] for match in named if match), "train")].append(str(file))
@@ -97,7 +110,7 @@ def _load(root: str, streaming: bool, suffix: str, files: list[Path]) -> dict[st
         raise HuvrError(f"data root {root!r}: not readable as {suffix[1:].capitalize()} ({_reason(error)})") from error
 
 
-def _hub(root: str, streaming: bool) -> dict[str, Table]:
+def _hub(root: str, streaming: bool, allowed: str) -> dict[str, Table]:
     try:
         # One quick question first: load_dataset asks an unreachable hub for half a minute.
         with suppress(OfflineModeIsEnabled):  # HF_HUB_OFFLINE=1: what is in the cache can still be loaded
@@ -106,7 +119,7 @@ def _hub(root: str, streaming: bool) -> dict[str, Table]:
     except Exception as error:
         raise HuvrError(
             f"data root {root!r}: no such file or folder, and not to be had from the Hugging Face hub ({_reason(error)}); "
-            f"allowed: {ALLOWED}"
+            f"allowed: {allowed}"
         ) from error
 
 
@@ -119,7 +132,7 @@ def _columns(root: str, table: Table) -> Table:
     """Keep the image, undecoded so that a corrupt one can be named and skipped, and an integer label."""
     features = table.features or {}
     typed = (name for name, kind in features.items() if isinstance(kind, Image))
-    image = "image" if _holds_images(features.get("image")) else next(typed, None)
+    image = "image" if holds_images(features.get("image")) else next(typed, None)
     if image is None:
         raise HuvrError(
             f"data root {root!r}: no image column among {', '.join(features)}; expected one called image or of type Image"
@@ -131,7 +144,7 @@ def _columns(root: str, table: Table) -> Table:
     return table.cast_column("image", Image(decode=False))
 
 
-def _holds_images(kind: object) -> bool:
+def holds_images(kind: object) -> bool:
     """Whether a column can be read as images: typed so, or the bare bytes or path that such a column is made of."""
     if isinstance(kind, Value):
         return kind.dtype in ("binary", "large_binary", "string")

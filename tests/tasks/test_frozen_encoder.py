@@ -139,7 +139,7 @@ def test_the_fingerprint_is_of_weights_normalisation_and_kind(ours: str, weights
         ({"tokens": "pca49"}, "tokens pca49: the standard tokens have 48 numbers"),
         ({"tokens": "tintok", "layer": 0}, "layer 0: tintok tokens come from the last layer"),
         ({"layer": 2}, r"layer 2: .* has 2, 0 to 1 or -1 to -2"),
-        ({"mean": (0.5, 0.5, 0.5)}, "weights, mean and std belong to timm:NAME"),
+        ({"mean": (0.5, 0.5, 0.5)}, "weights, mean, std and arguments belong to timm:NAME"),
         ({"source": "timm:test_vit", "tokens": "decoder"}, "tokens decoder: timm:test_vit is no HUVR network"),
         ({"source": "timm:tset_vit"}, "encoder timm:tset_vit: .* is no timm model .the nearest is test_vit"),
         ({"source": "timm:test_vit", "weights": "none.pth"}, "encoder timm:test_vit: .*no such file: none.pth"),
@@ -159,3 +159,19 @@ def test_a_network_of_one_size_says_so(tmp_path: Path) -> None:
     encoder.config, encoder.network = EncoderConfig(f"timm:{name}"), network
     with pytest.raises(HuvrError, match=f"timm:{name} only takes images of 224x224 pixels"):
         encoder._fitting(torch.rand(1, 3, 64, 64))
+
+
+def test_tintoks_keep_their_fingerprint_where_only_the_decoder_was_trained_further(ours: str, tmp_path: Path) -> None:
+    model = huvr.load(ours)
+    for parameter in [*model.decoder.parameters(), *model.bottleneck.up.parameters(), *model.inr.parameters()]:
+        parameter.data.add_(1)
+    model.save(tmp_path / "finetuned")
+    kinds = ("standard", "tintok", "decoder")
+    sources = (ours, str(tmp_path / "finetuned"))
+    first, second = ([FrozenEncoder(EncoderConfig(each, kind)).fingerprint for kind in kinds] for each in sources)
+    assert first[:2] == second[:2]
+    assert first[2] != second[2]
+    assert len({*first}) == 3
+    next(model.bottleneck.down.parameters()).data.add_(1)
+    model.save(tmp_path / "other")
+    assert FrozenEncoder(EncoderConfig(str(tmp_path / "other"), "tintok")).fingerprint != first[1]

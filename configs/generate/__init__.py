@@ -1,0 +1,1 @@
+"""Generators of TinToks; ``huvr fit --config generate/NAME.yaml`` trains one."""

@@ -1,0 +1,1 @@
+"""Diffusion transformers that generate TinToks, which the frozen HUVR network then draws."""

@@ -1,0 +1,179 @@
+"""The data of a generator: TinToks of images, from the disk, or of random crops as training goes on."""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from lightning.fabric.utilities.data import suggested_max_num_workers
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from huvr.data.images import finished_batches
+from huvr.data.loader import Draws, TrainLoader, collate
+from huvr.data.samples import Rows, TrainSet
+from huvr.data.sources import open_splits
+from huvr.data.transforms import random_crop
+from huvr.errors import HuvrError
+
+from ..base import EncoderConfig, FrozenEncoder
+from ..labelled import classes_of, labelled
+from .shards import IMAGES, LatentSet, Store
+from .space import LatentSpace
+
+Batch = dict[str, Tensor]
+
+
+class Latents(LightningDataModule):
+    """Normalised TinToks of the frozen encoder that the generator names.
+
+    Batches are ``{"latents": (B, N, d), "label": int64 (B,)}``. Computed once, plain and mirrored, they lie in ``cache``,
+    and the encoder has no part in training. Order and mirroring follow from ``seed`` alone, and training resumes exactly in
+    the middle of an epoch. Images without labels make an unconditional generator.
+
+    Args:
+        root: a folder of images with or without split and class subfolders, a Parquet or Arrow file or a folder of them, or
+            the id of a Hugging Face data set.
+        split: the split to learn from; all of a source without splits is "train".
+        size: side in pixels of the square pictures: the shorter side is resized to it, and the middle cut out.
+        images: take only that many, evenly spread over the split.
+        online: encode random crops and flips as training goes on. Statistics are then those of a part of the images.
+        scale: least and greatest share of an image's area in such a crop.
+        batch_size: latents per batch and device.
+        encode_batch: images per pass of the encoder, when it fills the cache.
+        workers: processes that read, per device; None suits the machine, at most 16.
+        cache: folder of the latents.
+        seed: of order, mirroring and crops.
+
+    Raises:
+        HuvrError: on setup, for data or an encoder that cannot be used.
+    """
+
+    def __init__(
+        self,
+        root: str = "",
+        split: str = "train",
+        size: int = 256,
+        images: int | None = None,
+        online: bool = False,
+        scale: tuple[float, float] = (0.8, 1.0),
+        batch_size: int = 256,
+        encode_batch: int = 64,
+        workers: int | None = None,
+        cache: Path = Path("runs/latents"),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not root:
+            raise HuvrError("which data? --data.root with a folder, a file or a Hugging Face data set of images")
+        if min(size, batch_size, encode_batch, 1 if images is None else images) < 1 or (workers or 0) < 0:
+            raise HuvrError("size, batch_size, encode_batch, images: expected 1 or more; workers: 0 or more")
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise HuvrError(f"scale {tuple(scale)}: expected two shares of an image's area, 0 < least <= greatest <= 1")
+        self.root, self.split, self.size, self.images = root, split, size, images
+        self.online, self.view = online, partial(random_crop, scale=(scale[0], scale[1]))
+        self.batch_size, self.encode_batch, self.seed = batch_size, encode_batch, seed
+        self.workers = min(16, suggested_max_num_workers(1)) if workers is None else workers
+        self.cache = cache
+        self.space: LatentSpace | None = None
+        self._loader: TrainLoader | None = None
+        self._resume: dict[str, int] = {}
+
+    @cached_property
+    def encoder(self) -> FrozenEncoder:
+        """The one that the generator names."""
+        source = getattr(self.trainer.lightning_module if self.trainer else None, "encoder", None)
+        if not isinstance(source, str):
+            raise HuvrError("data: these latents are those of a generator's encoder; this model names none")
+        encoder = FrozenEncoder(EncoderConfig(source, "tintok"))
+        assert encoder.model is not None  # no timm network has TinToks
+        if self.size % encoder.model.patch:
+            raise HuvrError(f"size {self.size}: expected a multiple of the encoder's patch of {encoder.model.patch} pixels")
+        return encoder
+
+    @cached_property
+    def source(self) -> tuple[Rows, list[str]]:
+        """The images, and the names of their classes; images without labels all get the label 0, and no class."""
+        tables = open_splits(self.root)
+        if self.split not in tables:
+            raise HuvrError(f"data root {self.root!r}: no split {self.split!r}; it has {', '.join(tables)}")
+        table, name = tables[self.split], f"{self.root} ({self.split})"
+        if isinstance(table, Dataset) and "label" not in table.column_names:
+            unlabelled = table.add_column("label", np.zeros(len(table), np.int64))
+            return labelled(unlabelled, name, self.images), []
+        rows = labelled(table, name, self.images)
+        return rows, classes_of(rows, np.array(table["label"]))
+
+    @cached_property
+    def _store(self) -> Store:
+        """Of all images; of crops, a part that is large enough for statistics."""
+        rows, _ = self.source
+        if self.online and len(rows) > IMAGES:
+            numbers = rows.numbers[np.linspace(0, len(rows), IMAGES, False, dtype=int)]
+            rows = Rows(rows.table, numbers, rows.source)
+        return Store(self.cache, self.encoder, rows, self.size)
+
+    def prepare_data(self) -> None:
+        """Compute what the cache lacks."""
+        self.encoder.to(self.trainer.strategy.root_device)  # type: ignore[union-attr]
+        self._store.complete(self.encode_batch, self.workers)
+        self._store.statistics(self._store.open(self._shape))  # by one process, before the others ask for them
+        self.encoder.to("cpu")  # it has no part in training
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """Of the TinToks of an image, (1 + h * w, d)."""
+        side = self.size // self.encoder.model.patch  # type: ignore[union-attr]
+        return 1 + side * side, self.encoder.dim
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.space is not None:
+            return
+        module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        side = self.size // self.encoder.model.patch  # type: ignore[union-attr]
+        self.shards = self._store.open(self._shape)
+        self.space = LatentSpace(
+            self.encoder.config.source, self.encoder.fingerprint, (side, side), self.source[1],
+            self._store.statistics(self.shards), module.global_token,
+        )  # fmt: skip
+        if self.online:
+            self.encoder.to(self.trainer.strategy.root_device)  # type: ignore[union-attr]
+
+    def train_dataloader(self) -> TrainLoader:
+        """One epoch of complete batches."""
+        assert self.space is not None
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        dataset: Any = TrainSet(self.source[0], self.view) if self.online else LatentSet(self.shards, self.space)
+        count = len(self.source[0] if self.online else self.shards)
+        length = count // (self.batch_size * world)
+        if length == 0:
+            at_most = f"at most {count // world}, for {count} images"
+            raise HuvrError(f"batch_size {self.batch_size} on {world} device(s): expected {at_most}")
+        sampler = Draws(count, count, [(self.size, self.size)], self.batch_size, self.seed, rank, world)
+        batches: DataLoader = DataLoader(
+            dataset, self.batch_size, sampler=sampler, drop_last=True, num_workers=self.workers, collate_fn=collate,
+            pin_memory=torch.cuda.is_available(), persistent_workers=self.workers > 0,
+        )  # fmt: skip
+        finished = partial(finished_batches, self.trainer) if self.trainer else None
+        self._loader = TrainLoader(batches, sampler, length, self._resume, finished)
+        return self._loader
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Encodes images on the device."""
+        if "image" not in batch:
+            return batch
+        assert self.space is not None
+        tokens = self.encoder(batch["image"].float() / 255)
+        return {"latents": self.space.normalise(tokens.sequence), "label": batch["label"]}
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the epoch, for a checkpoint; see ``huvr.data.Images``."""
+        return self._loader.state_dict() if self._loader else {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume.update(state)

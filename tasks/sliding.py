@@ -1,0 +1,68 @@
+"""Dense predictions for images of any size: a window that slides over them, and patches that become pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from huvr.errors import HuvrError
+from huvr.model.encoder import is_vit
+
+from .base import FrozenEncoder
+
+
+def starts(side: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along a side: every ``stride`` pixels, the last one moved back to end with the side."""
+    count = max(0, -(-(side - window) // stride)) + 1
+    return [max(0, min(number * stride, side - window)) for number in range(count)]
+
+
+def slide(images: Tensor, window: int, stride: int, predict: Callable[[Tensor], Tensor]) -> Tensor:
+    """Predictions of square windows, averaged where they overlap.
+
+    Args:
+        images: ``(B, 3, H, W)``.
+        window: side in pixels; a side of the image that is shorter is taken whole.
+        stride: pixels from one window to the next, at most ``window``.
+        predict: of a part of the images ``(B, 3, h, w)``, gives ``(B, C, h, w)``.
+
+    Returns:
+        ``(B, C, H, W)``.
+    """
+    height, width = images.shape[-2:]
+    total, times = None, images.new_zeros(height, width)
+    for top, left in product(starts(height, window, stride), starts(width, window, stride)):
+        place = (..., slice(top, top + window), slice(left, left + window))
+        found = predict(images[place])
+        total = found.new_zeros(*found.shape[:2], height, width) if total is None else total
+        total[place] += found
+        times[place] += 1
+    assert total is not None  # there is always a window
+    return total / times
+
+
+def patch_of(encoder: FrozenEncoder) -> tuple[int, int] | None:
+    """Height and width in pixels of a ViT's patches; None of other networks."""
+    network = encoder.network
+    return network.patch_embed.feat_ratio(as_scalar=False) if is_vit(network) else None
+
+
+def check_window(window: int, stride: int, encoder: FrozenEncoder) -> None:
+    """Raise a HuvrError for windows that no patch fits into or that leave gaps."""
+    least = max(patch_of(encoder) or (1, 1))
+    if window < least or not 1 <= stride <= window:
+        raise HuvrError(
+            f"window {window}, stride {stride}: expected a window of {least} pixels (a patch) or more, 1 <= stride <= window"
+        )
+
+
+def at_pixels(maps: Tensor, size: Sequence[int], patch: tuple[int, int] | None) -> Tensor:
+    """One prediction per patch ``(B, C, h, w)`` to one per pixel ``(B, C, H, W)``, bilinear.
+
+    Patches that reach over the edge of the image, as its sides are no multiple of theirs, are cut off there.
+    """
+    covered = (size[0], size[1]) if patch is None else (maps.shape[-2] * patch[0], maps.shape[-1] * patch[1])
+    return F.interpolate(maps, covered, mode="bilinear")[..., : size[0], : size[1]]
