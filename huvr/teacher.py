@@ -48,11 +48,11 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         if not timm.is_model(self.name):
             near = get_close_matches(self.name, timm.list_models(), n=1, cutoff=0.0)[0]
-            raise HuvrError(f"{self.name!r} is no timm model (the nearest is {near})")
+            raise HuvrError(f"network {self.name!r} is no timm model (the nearest is {near})")
         try:
             get_pretrained_cfg(self.name, allow_unregistered=False)
         except RuntimeError as error:
-            raise HuvrError(f"{self.name!r}: {error}") from None
+            raise HuvrError(f"network {self.name!r}: {error}") from None
 
     @property
     def dim(self) -> int:
@@ -69,7 +69,7 @@ def create_network(name: str, **arguments: Any) -> Any:
         except TypeError:  # not a ViT
             return timm.create_model(name, **arguments)
     except (RuntimeError, TypeError) as error:
-        raise HuvrError(f"{name!r}: {shorten(str(error), 300)}") from None
+        raise HuvrError(f"network {name!r}: {shorten(str(error), 300)}") from None
 
 
 def pretrained_network(config: TeacherConfig) -> Any:

@@ -10,6 +10,7 @@ from textwrap import shorten
 import numpy as np
 import torch
 from datasets import ClassLabel, IterableDataset
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -83,6 +84,8 @@ def common_classes(train: Rows, test: Rows) -> list[str]:
     if unknown := sorted({*asked.tolist()} - known):
         names = [classes[label] if label < len(classes) else str(label) for label in unknown]
         raise HuvrError(f"{test.source}: classes that {train.source} lacks: {shorten(', '.join(names), 200)}")
+    if absent := len(known) - len({*asked.tolist()}):
+        rank_zero_warn(f"{test.source}: no images of {absent} of the {len(known)} classes that {train.source} has")
     return classes
 
 

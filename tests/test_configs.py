@@ -22,6 +22,8 @@ PARAMETERS = {
     # the released network with its four distillation heads, less the LayerNorm before the up-projection, plus the cosine
     # head (256 × 768 + 768 for the patch vector, 256 × 768 for the global one)
     "pretrain.yaml": 123_837_328 - 64 + 393_984,
+    # 6,755,856 of the preset, and four heads of 192 × 192 + 192 behind a LayerNorm
+    "tiny.yaml": 6_755_856 + 4 * (192 * 193 + 2 * 192),
     # by hand: encoder, bottleneck, decoder, INR with cosine head
     "demo.yaml": 1_932_800 + 15_008 + 526_848 + 369_072,
 }

@@ -124,7 +124,7 @@ def test_mistakes_are_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("test_vit.r999", "hub"): "Invalid pretrained tag",
         ("test_vit.r999", file): "Invalid pretrained tag",
         ("test_vit", str(tmp_path / "absent.pth")): "weights of test_vit: no such file",
-        ("test_vit", file): "teacher 'test_vit': .*Missing key",
+        ("test_vit", file): "network 'test_vit': .*Missing key",
         ("test_vit", str(tmp_path / "bomb.pth")): "holds no tensors",
     }
     for (name, weights), message in mistakes.items():

@@ -176,3 +176,11 @@ def test_data_that_cannot_be_used_are_refused(quiet: Any, encoder: str, pictures
     assert refusal(root="pack") == "pack (test): classes that pack (train) lacks: 5"
     pack("test", [0, -1])
     assert refusal(root="pack") == "pack (test): 1 images without a label, the first being row 1"
+
+
+def test_classes_without_images_to_be_measured_on_are_told_of(quiet: Any, encoder: str, pictures: Path) -> None:
+    for file in Path("pictures/val/red").glob("*.png"):
+        file.unlink()
+    with pytest.warns(UserWarning, match=r"pictures \(val\): no images of 1 of the 3 classes that pictures \(train\) has"):
+        data, _ = opened(quiet, encoder)
+    assert (data.train.classes, len(data.test)) == (["blue", "green", "red"], 4)
