@@ -1,9 +1,9 @@
 """``huvr probe``: a task on the tokens of a frozen encoder.
 
 A task is a LightningModule that an installed package offers under the entry-point group ``huvr.tasks``, and whose
-parameter ``encoder`` is a ``huvr.tasks.base.EncoderConfig``. One with a ``training_step`` is trained; then it is tested, at
-its best checkpoint where a ModelCheckpoint monitors something. What it logs in ``test_step`` goes into ``record.json`` of
-the run folder, beside what its attribute ``details``, a dictionary, holds.
+parameter ``encoder``, where it has one, is a ``huvr.tasks.base.EncoderConfig``. One with a ``training_step`` is trained; then
+it is tested, at its best checkpoint where a ModelCheckpoint monitors something. What it logs in ``test_step`` goes into
+``record.json`` of the run folder, beside what its attribute ``details``, a dictionary, holds.
 
 The protocol of task NAME is the shipped config ``probe/NAME.yaml``; ``--config`` changes it, and options change both.
 """
@@ -41,10 +41,16 @@ usage: huvr probe --task NAME --encoder SOURCE [--tokens KIND] [--config NAME] [
   --task NAME        one of: {tasks}
   --encoder SOURCE   whatever huvr.load opens, or timm:NAME (--model.encoder.weights FILE for weights of your own)
   --tokens KIND      standard, tintok, decoder, or pca<d> such as pca32
+  --generator RUN    of the task generation, in place of an encoder: a run of huvr fit --config generate/NAME.yaml
   --config NAME      a YAML file over the task's own protocol, the shipped config probe/NAME.yaml
 
   huvr probe --task NAME --help   every option of a task"""
-SHORT = {"encoder": "--model.encoder.source", "tokens": "--model.encoder.tokens", "root": "--data.root"}
+SHORT = {
+    "encoder": "--model.encoder.source",
+    "tokens": "--model.encoder.tokens",
+    "generator": "--model.generator",
+    "root": "--data.root",
+}
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -74,8 +80,9 @@ def run(arguments: Sequence[str]) -> None:
 def shortcuts(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options that every task has, and all the others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag, name in (("--task", "task"), ("--encoder", "encoder"), ("--tokens", "tokens"), ("--data.root", "root")):
-        parser.add_argument(flag, dest=name)
+    for name in ("task", "encoder", "tokens", "generator"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--data.root", dest="root")
     try:
         return parser.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
@@ -89,7 +96,7 @@ def lengthened(given: argparse.Namespace) -> list[str]:
 
 def run_folder(given: argparse.Namespace) -> str:
     """``runs/probe/TASK-ENCODER-TOKENS-DATA``, so that probes to be compared do not overwrite each other."""
-    parts = (given.task, given.encoder, given.tokens, given.root)
+    parts = (given.task, given.encoder, given.generator, given.tokens, given.root)
     return "runs/probe/" + "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.")[-60:] for part in parts if part)
 
 

@@ -1,4 +1,4 @@
-"""A trained generator with the HUVR network that draws what it generates."""
+"""A trained generator with the HUVR network, or whatever else its latents come from, that draws what it generates."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from tqdm import tqdm
 
 from huvr.errors import HuvrError
 from huvr.files import read_torch
-from huvr.model import HUVR
 
-from ..base import EncoderConfig, FrozenEncoder
+from .codec import Codec, open_codec
 from .diffusion import Diffusion
 from .dit import DiT, DiTConfig
 from .flow import Flow
@@ -47,11 +46,16 @@ class Generator:
         network: a trained DiT.
         objective: the one it learned by.
         space: the latents it learned.
-        huvr: the network they come from, for drawing.
+        codec: what they come from, for drawing.
     """
 
-    def __init__(self, network: DiT, objective: Objective, space: LatentSpace, huvr: HUVR) -> None:
-        self.network, self.objective, self.space, self.huvr = network, objective, space, huvr
+    def __init__(self, network: DiT, objective: Objective, space: LatentSpace, codec: Codec) -> None:
+        self.network, self.objective, self.space, self.codec = network, objective, space, codec
+
+    def to(self, device: torch.device | str) -> Generator:
+        self.network.to(device)
+        self.codec.to(device)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -86,7 +90,7 @@ class Generator:
 
     def draw(self, latents: Tensor, scale: int = 1) -> Tensor:
         """Latents ``(B, N, d)`` to pictures ``(B, 3, H, W)`` in [0, 1], drawn ``scale`` times as large."""
-        return self.huvr.render(self.huvr.expand(self.space.denormalise(latents)), scale=scale).clamp(0, 1)
+        return self.codec.draw(self.space.denormalise(latents), scale).clamp(0, 1)
 
     @torch.inference_mode()
     def pictures(
@@ -135,7 +139,7 @@ def load_generator(source: str | Path, encoder: str | None = None, device: str =
 
     Args:
         source: a run of ``huvr fit``, or a checkpoint of one.
-        encoder: whatever ``huvr.load`` opens; None takes the one that the checkpoint names.
+        encoder: whatever :func:`open_codec` opens; None takes the one that the checkpoint names.
         device: where to put it.
 
     Raises:
@@ -157,10 +161,9 @@ def load_generator(source: str | Path, encoder: str | None = None, device: str =
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise HuvrError(f"{path}: damaged: {' '.join(str(error).split())}") from None
-    frozen = FrozenEncoder(EncoderConfig(encoder or space.encoder, "tintok"))
-    space.check(frozen.fingerprint, frozen.config.source)
-    assert frozen.model is not None  # no timm network has TinToks
-    return Generator(network.to(device).eval().requires_grad_(False), objective, space, frozen.model.to(device))
+    codec = open_codec(encoder or space.encoder)
+    space.check(codec.fingerprint, codec.source)
+    return Generator(network.eval().requires_grad_(False), objective, space, codec).to(device)
 
 
 def find_file(source: Path) -> Path:

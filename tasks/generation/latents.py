@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 from huvr.data.images import finished_batches
 from huvr.data.loader import Draws, TrainLoader, collate
 from huvr.data.samples import Rows, TrainSet
-from huvr.data.sources import open_splits
+from huvr.data.sources import Table, open_splits
 from huvr.data.transforms import random_crop
 from huvr.errors import HuvrError
 
-from ..base import EncoderConfig, FrozenEncoder
 from ..labelled import classes_of, labelled
+from .codec import Codec, open_codec
 from .shards import IMAGES, LatentSet, Store
 from .space import LatentSpace
 
@@ -85,15 +85,14 @@ class Latents(LightningDataModule):
         self._resume: dict[str, int] = {}
 
     @cached_property
-    def encoder(self) -> FrozenEncoder:
+    def encoder(self) -> Codec:
         """The one that the generator names."""
         source = getattr(self.trainer.lightning_module if self.trainer else None, "encoder", None)
         if not isinstance(source, str):
             raise HuvrError("data: these latents are those of a generator's encoder; this model names none")
-        encoder = FrozenEncoder(EncoderConfig(source, "tintok"))
-        assert encoder.model is not None  # no timm network has TinToks
-        if self.size % encoder.model.patch:
-            raise HuvrError(f"size {self.size}: expected a multiple of the encoder's patch of {encoder.model.patch} pixels")
+        encoder = open_codec(source)
+        if self.size % encoder.patch:
+            raise HuvrError(f"size {self.size}: expected a multiple of the encoder's patch of {encoder.patch} pixels")
         return encoder
 
     @cached_property
@@ -102,12 +101,7 @@ class Latents(LightningDataModule):
         tables = open_splits(self.root)
         if self.split not in tables:
             raise HuvrError(f"data root {self.root!r}: no split {self.split!r}; it has {', '.join(tables)}")
-        table, name = tables[self.split], f"{self.root} ({self.split})"
-        if isinstance(table, Dataset) and "label" not in table.column_names:
-            unlabelled = table.add_column("label", np.zeros(len(table), np.int64))
-            return labelled(unlabelled, name, self.images), []
-        rows = labelled(table, name, self.images)
-        return rows, classes_of(rows, np.array(table["label"]))
+        return rows_of(tables[self.split], f"{self.root} ({self.split})", self.images)
 
     @cached_property
     def _store(self) -> Store:
@@ -128,17 +122,17 @@ class Latents(LightningDataModule):
     @property
     def _shape(self) -> tuple[int, int]:
         """Of the TinToks of an image, (1 + h * w, d)."""
-        side = self.size // self.encoder.model.patch  # type: ignore[union-attr]
+        side = self.size // self.encoder.patch
         return 1 + side * side, self.encoder.dim
 
     def setup(self, stage: str | None = None) -> None:
         if self.space is not None:
             return
         module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        side = self.size // self.encoder.model.patch  # type: ignore[union-attr]
+        side = self.size // self.encoder.patch
         self.shards = self._store.open(self._shape)
         self.space = LatentSpace(
-            self.encoder.config.source, self.encoder.fingerprint, (side, side), self.source[1],
+            self.encoder.source, self.encoder.fingerprint, (side, side), self.source[1],
             self._store.statistics(self.shards), module.global_token,
         )  # fmt: skip
         if self.online:
@@ -168,7 +162,7 @@ class Latents(LightningDataModule):
         if "image" not in batch:
             return batch
         assert self.space is not None
-        tokens = self.encoder(batch["image"].float() / 255)
+        tokens = self.encoder.look(batch["image"].float() / 255)
         return {"latents": self.space.normalise(tokens.sequence), "label": batch["label"]}
 
     def state_dict(self) -> dict[str, int]:
@@ -177,3 +171,11 @@ class Latents(LightningDataModule):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._resume.update(state)
+
+
+def rows_of(table: Table, source: str, limit: int | None) -> tuple[Rows, list[str]]:
+    """The rows of a table, all or ``limit`` of them, and the names of their classes; without labels all get 0, and no class."""
+    if isinstance(table, Dataset) and "label" not in table.column_names:
+        return labelled(table.add_column("label", np.zeros(len(table), np.int64)), source, limit), []
+    rows = labelled(table, source, limit)
+    return rows, classes_of(rows, np.array(table["label"]))

@@ -34,7 +34,8 @@ class Generation(LightningModule):
     ``EMAWeightAveraging`` among the trainer's callbacks averages the weights; samples are drawn with the average.
 
     Args:
-        encoder: whatever ``huvr.load`` opens; frozen, and no part of training where latents are on the disk.
+        encoder: whatever ``huvr.load`` opens, or ``pca:FILE`` (:mod:`.codec`); frozen, and no part of training where latents
+            are on the disk.
         dit: shape of the transformer.
         objective: "flow" matching, or "diffusion" as in DiT.
         global_token: generate the global TinTok too; where not, the mean of all images' stands for it.
@@ -165,11 +166,9 @@ class Generation(LightningModule):
         """A grid of samples from always the same noise; where there are classes, one after the other."""
         if not self.trainer.is_global_zero:
             return
-        huvr = self.data.encoder.to(self.device).model
-        assert huvr is not None
         classes = len(self.space.classes)
         labels = [number % classes for number in range(PICTURED)] if classes else None
-        generator = Generator(self.averaged(), self.objective, self.space, huvr)
+        generator = Generator(self.averaged(), self.objective, self.space, self.data.encoder).to(self.device)
         sampling = self.sampling if classes else Sampling()
         latents = generator.sample(range(PICTURED), labels, sampling)
         logger.experiment.add_image("samples", make_grid(to_uint8(generator.draw(latents)), nrow=4), self.global_step)

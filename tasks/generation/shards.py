@@ -21,8 +21,8 @@ from huvr.errors import HuvrError
 from huvr.files import read_json, whole
 
 from .. import cache
-from ..base import FrozenEncoder
 from ..labelled import Looks, collate, fingerprint
+from .codec import Codec
 from .space import LatentSpace, Statistics
 
 IMAGES = 8192  # of a shard
@@ -35,7 +35,7 @@ class Store:
     Shards are entries of :mod:`huvr.tasks.cache`, so one that is torn or of other images or weights counts as missing.
     """
 
-    def __init__(self, folder: Path, encoder: FrozenEncoder, rows: Rows, size: int) -> None:
+    def __init__(self, folder: Path, encoder: Codec, rows: Rows, size: int) -> None:
         self.folder, self.encoder, self.rows, self.size = folder, encoder, rows, size
         view = f"shorter side {size} bicubic, middle {size}, each with its mirror image"
         key = {"encoder": encoder.fingerprint, "feature": "tokens", "data": fingerprint(rows), "view": view}

@@ -1,0 +1,101 @@
+"""Real pictures as a generator saw them: those it learned, and those that it did not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.data import suggested_max_num_workers
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from huvr.data.loader import Loader
+from huvr.data.samples import Rows
+from huvr.data.sources import open_splits
+from huvr.data.transforms import centre_crop
+from huvr.errors import HuvrError
+
+from ..labelled import Looks, chosen_splits, collate
+from .latents import rows_of
+
+
+class RealPictures(LightningDataModule):
+    """Batches ``{"image": uint8 (B, 3, H, W), "row": int64 (B,)}`` in order; unreadable images are left out.
+
+    Args:
+        root: as of :class:`.latents.Latents`.
+        train_split: the split that the generator learned, against which all is measured.
+        test_split: the split that it did not; None finds it: validation, val, valid, dev or test.
+        train_images, test_images: take only that many, evenly spread over the split.
+        batch_size: images per batch.
+        workers: processes that read images; None suits the machine, at most 16.
+        cache: folder for what is computed of the training split.
+
+    Raises:
+        HuvrError: on setup, for data that cannot be used as asked.
+    """
+
+    def __init__(
+        self,
+        root: str = "",
+        train_split: str = "train",
+        test_split: str | None = None,
+        train_images: int | None = None,
+        test_images: int | None = None,
+        batch_size: int = 64,
+        workers: int | None = None,
+        cache: Path = Path("runs/features"),
+    ) -> None:
+        super().__init__()
+        if not root:
+            raise HuvrError("which data? --data.root with what the generator learned")
+        limits = [limit for limit in (train_images, test_images) if limit is not None]
+        if min([batch_size, *limits]) < 1 or (workers or 0) < 0:
+            raise HuvrError("train_images, test_images, batch_size: expected 1 or more; workers: 0 or more")
+        self.root, self.names, self.limits = root, (train_split, test_split), (train_images, test_images)
+        self.batch_size, self.cache = batch_size, cache
+        self.workers = min(16, suggested_max_num_workers(1)) if workers is None else workers
+        self.size = 0
+
+    def setup(self, stage: str | None = None) -> None:
+        splits = open_splits(self.root)
+        names = chosen_splits(self.root, splits, self.names)
+        found = [rows_of(splits[name], f"{self.root} ({name})", limit) for name, limit in zip(names, self.limits, strict=True)]
+        (self.train, self.classes), (self.test, self.test_classes) = found
+        size = getattr(self.trainer.lightning_module if self.trainer else None, "size", None)
+        if not isinstance(size, int):
+            raise HuvrError("data: these are pictures of a generator's size; this model has none")
+        self.size = size
+
+    def loader(self, rows: Rows) -> Loader:
+        looks = Numbered(rows, centre_crop(self.size))
+        return Loader(DataLoader(looks, self.batch_size, num_workers=self.workers, collate_fn=numbered))
+
+    def test_dataloader(self) -> Loader:
+        return self.loader(self.test)
+
+    def picture(self, row: int) -> Tensor:
+        """One of the training split, uint8 ``(3, H, W)``."""
+        view: Callable[..., Tensor] = centre_crop(self.size)
+        return view(self.train.readable(row).image)
+
+
+class Numbered(Looks):
+    """Rows with their number in place of the label: features of readable images must find back to them."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | str:
+        found = super().__getitem__(index)
+        return found if isinstance(found, str) else (found[0], index)
+
+
+def numbered(samples: list[tuple[Tensor, int] | str]) -> tuple[dict[str, Tensor], list[str]]:
+    images, rows, skipped = collate(samples)
+    return {"image": images, "row": torch.from_numpy(rows)}, skipped
+
+
+def labels_of(rows: Rows) -> np.ndarray:
+    """By number of the row, ``(rows,)``."""
+    return np.asarray(rows.table["label"][:])[rows.numbers]
