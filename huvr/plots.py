@@ -17,12 +17,13 @@ MARKERS = "osD^vPX*"
 Point = tuple[float, float, str]
 
 
-def curves(series: Mapping[str, Sequence[Point]], across: str, up: str) -> str:
-    """One curve per name over a logarithmic axis, as an SVG element.
+def curves(series: Mapping[str, Sequence[Point]], across: str, up: str, logarithmic: bool = True) -> str:
+    """One curve per name, as an SVG element.
 
     Args:
         series: points (x, y, kind) of each curve; kind "int8" is drawn hollow.
         across, up: names of the axes.
+        logarithmic: whether the axis across is.
     """
     figure = Figure(figsize=(8.2, 3.8), layout="constrained")
     axes = figure.add_subplot()
@@ -35,10 +36,12 @@ def curves(series: Mapping[str, Sequence[Point]], across: str, up: str) -> str:
             look: dict[str, Any] = {"marker": marker, "edgecolors": colour, "facecolors": "white" if kind == "int8" else colour}
             label = name if kind == min(kind for _, _, kind in ordered) else None
             axes.scatter([x for x, _ in chosen], [y for _, y in chosen], s=42, linewidths=1.5, zorder=3, label=label, **look)
-    axes.set(xscale="log", xlabel=across, ylabel=up)
-    axes.xaxis.set_major_locator(LogLocator(2))
+    axes.set(xlabel=across, ylabel=up)
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(2))
+        axes.xaxis.set_minor_locator(LogLocator(2, subs=()))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_minor_locator(LogLocator(2, subs=()))
     axes.margins(0.08)
     axes.grid(color="#e5e5e5", linewidth=0.8)
     axes.set_axisbelow(True)
