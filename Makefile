@@ -7,7 +7,7 @@ DATA   ?= photos
 PY := $(VENV)/bin/python
 READY := $(VENV)/.huvr-ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench soak test-slurm clean
 
 demo: $(READY)
 	rm -rf runs/demo
@@ -32,6 +32,14 @@ bench: $(READY)
 	test -d runs/demo || $(MAKE) demo
 	$(PY) benchmarks/reconstruction.py --encoder runs/demo
 	$(PY) benchmarks/tables.py
+
+# Kills a training at 20 random moments, and compares its weights with those of one that was left alone.
+soak: $(READY)
+	OMP_NUM_THREADS=1 $(PY) tests/soak.py --kills 20
+
+# As root on Debian 12: installs SLURM, submits the shipped file, sees it requeued and resumed.
+test-slurm: $(READY)
+	$(PY) tests/slurm/run.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -40,18 +40,26 @@ def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student.float(), teacher.float())
 
 
-def koleo_loss(features: Tensor) -> Tensor:
-    """Spread ``(B, D)`` features over the sphere: minus the mean log distance to the nearest neighbour in the batch.
+def koleo_loss(features: Tensor, everyone: Tensor | None = None, rank: int = 0) -> Tensor:
+    """Spread ``(B, D)`` features over the sphere: minus the mean log distance to the nearest neighbour.
 
-    The batch is that of one GPU, as in the released code. A single image has no neighbour and costs nothing.
+    Neighbours are looked for in the batch of this process, as in the released code, or among ``everyone``. Then the
+    mean of the losses of all processes is the loss of their batches together. A single image has no neighbour and costs nothing.
     Source: Kozachenko-Leonenko entropy estimator, Sablayrolles et al. (arXiv 1806.03198), as in DINOv2.
+
+    Args:
+        features: of this process.
+        everyone: ``(W, B, D)``, the features of all W processes, through which gradients flow.
+        rank: which of them are ``features``.
     """
-    if len(features) < 2:
+    together = features if everyone is None else everyone.flatten(0, 1)
+    if len(together) < 2:
         return features.float().sum() * 0
     with torch.autocast(features.device.type, enabled=False):
-        unit = F.normalize(features.float(), eps=1e-8)
-        nearest = (unit @ unit.T).fill_diagonal_(-1).argmax(dim=1)
-        return -(F.pairwise_distance(unit, unit[nearest], eps=1e-8) + 1e-8).log().mean()
+        unit, others = (F.normalize(tensor.float(), eps=1e-8) for tensor in (features, together))
+        similarity = unit.detach() @ others.detach().T
+        similarity.diagonal(rank * len(features)).fill_(-1)
+        return -(F.pairwise_distance(unit, others[similarity.argmax(dim=1)], eps=1e-8) + 1e-8).log().mean()
 
 
 class LPIPSLoss:

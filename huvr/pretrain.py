@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from torchvision.transforms.v2.functional import to_dtype
 
 from huvr.errors import HuvrError
@@ -20,6 +21,8 @@ from huvr.metrics import psnr, ssim
 from huvr.model import HUVR, HUVRConfig, Tokens
 from huvr.optim import OptimizerName, make_optimizer, warmup_cosine
 from huvr.phase import draw_phase, moved
+from huvr.safety import total_norm
+from huvr.sharding import shard
 from huvr.teacher import Teacher, TeacherConfig
 
 Batch = dict[str, Tensor]
@@ -72,6 +75,8 @@ class Pretraining(LightningModule):
         warmup: share of the steps in which the learning rate rises from 0 (released: 5 of 50 epochs).
         weight_decay: on every parameter.
         betas: of AdamW.
+        koleo_over: where KoLeo looks for neighbours: among the images of a "device", as released, or of all devices, the
+            "step" (without accumulated batches).
         phase_jitter: each step paints at a random sub-pixel offset of at most this many pixels along each axis, at most 0.5.
         seed: of that offset; together with the number of the step it fixes it, so that a resumed run draws the same.
         lpips_net: trunk of LPIPS.
@@ -95,6 +100,7 @@ class Pretraining(LightningModule):
         warmup: float = 0.1,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
+        koleo_over: Literal["device", "step"] = "device",
         phase_jitter: float = 0.0,
         seed: int = 0,
         lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg",
@@ -117,6 +123,7 @@ class Pretraining(LightningModule):
         self.optimizer: OptimizerName = optimizer
         self.lr, self.min_lr, self.warmup, self.weight_decay, self.betas = lr, min_lr, warmup, weight_decay, betas
         self.phase_jitter, self.seed, self.pictures_every = phase_jitter, seed, pictures_every
+        self.koleo_over = koleo_over
         self.lpips_net, self.lpips_trunk = lpips_net, lpips_trunk
         self.places = [place for place in PLACES if getattr(weights, place)]
         self.weights: dict[str, float] = asdict(weights)
@@ -125,7 +132,16 @@ class Pretraining(LightningModule):
             dims |= {numbered(place, number): teacher.dim for place in self.places}
             self.weights |= {numbered(place, number): self.weights[place] for place in self.places}
         self.net = HUVR(replace(net, distill_dims=dims))
+        # Lightning's own mean over ranks rounds the number of images per rank, which need not be whole.
+        self.means = nn.ModuleDict({"psnr": MeanMetric(), "ssim": MeanMetric()})
         self._pictured: Tensor | None = None
+        # Constants: DDP need not send them round before each pass, and no rank waits for one with more images to validate.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+
+    def configure_model(self) -> None:
+        """In shards, where the trainer's strategy says so."""
+        if self.device_mesh is not None:
+            shard(self, [*self.net.encoder.vit.blocks, *self.net.decoder.layers], self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         # Not earlier: the EMA callback copies the module before, and validate and predict go without teachers.
@@ -150,12 +166,18 @@ class Pretraining(LightningModule):
 
         losses = self.painting_losses(painted, target) | self.distillation_losses(images, encoded, tapped[self.decoder_tap])
         if self.weights["koleo"]:
-            losses["koleo"] = koleo_loss(encoded.cls)
+            losses["koleo"] = self.koleo(encoded.cls)
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()})
         self.log("train/loss", total.detach())
         self.log("train/psnr", psnr(painted.detach(), target).mean(), prog_bar=True)
         return total
+
+    def koleo(self, features: Tensor) -> Tensor:
+        """KoLeo of the global tokens ``(B, D)`` of this device, among those of all devices where asked for."""
+        if self.koleo_over == "device" or self.trainer.world_size == 1:
+            return koleo_loss(features)
+        return koleo_loss(features, self.all_gather(features, sync_grads=True), self.global_rank)  # type: ignore[arg-type]
 
     def painting_losses(self, painted: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The losses between two batches of pictures, by name."""
@@ -189,8 +211,10 @@ class Pretraining(LightningModule):
     def measure(self, images: Tensor, stage: str) -> None:
         """Log the means of PSNR and SSIM over all images of the set."""
         painted = self.net.reconstruct(images)
-        values = {f"{stage}/psnr": psnr(painted, images).mean(), f"{stage}/ssim": ssim(painted, images).mean()}
-        self.log_dict(values, batch_size=len(images), sync_dist=True, prog_bar=True)
+        for name, values in (("psnr", psnr(painted, images)), ("ssim", ssim(painted, images))):
+            mean: Any = self.means[name]
+            mean.update(values)
+            self.log(f"{stage}/{name}", mean, prog_bar=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Reconstructions, unclamped."""
@@ -218,7 +242,7 @@ class Pretraining(LightningModule):
         branches = {"patch": self.net.inr.to_patch, "global": self.net.inr.to_global}
         for name, branch in branches.items():
             gradients = [p.grad for p in branch.parameters() if p.grad is not None]
-            self.log(f"grad_norm/{name}", torch.nn.utils.get_total_norm(gradients))
+            self.log(f"grad_norm/{name}", total_norm(gradients))
         self.log("lr", optimizer.param_groups[0]["lr"])
         if self.pictures_every and self.global_step % self.pictures_every == 0 and isinstance(self.logger, TensorBoardLogger):
             self.log_pictures(self.logger)
@@ -228,9 +252,15 @@ class Pretraining(LightningModule):
         """A grid of pictures of the first validation images, or of the first training images where there is no validation."""
         from huvr.viz import panel
 
-        if self.trainer.is_global_zero and self._pictured is not None:
-            panels = panel(self._pictured, self.net.reconstruct(self._pictured), self.net.encode(self._pictured))
-            logger.experiment.add_image("pictures", panels, self.global_step)
+        if self._pictured is None or not (self.trainer.is_global_zero or self.device_mesh):
+            return
+        painted, tokens = self.look(self._pictured)  # weights in shards need all processes for that
+        if self.trainer.is_global_zero:
+            logger.experiment.add_image("pictures", panel(self._pictured, painted, tokens), self.global_step)
+
+    def look(self, images: Tensor) -> tuple[Tensor, Tokens]:
+        """Reconstructions and standard tokens."""
+        return self.net.reconstruct(images), self.net.encode(images)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["huvr_config"] = asdict(self.net.config)

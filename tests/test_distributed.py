@@ -2,47 +2,103 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
+from conftest import TINY
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-SCRIPT = """
-import sys
-import torch
-from lightning.pytorch import Trainer, seed_everything
-from huvr.data import Images
-from huvr.model import HUVRConfig
-from huvr.pretrain import LossWeights, Pretraining
+import huvr
+from huvr.data.loader import held_out_batches
+from huvr.errors import HuvrError
+from huvr.pretrain import Pretraining
+from huvr.sharding import shard
 
-NET = HUVRConfig(
-    image_size=32, width=48, depth=1, heads=3, tintok_dim=8, decoder_width=48, decoder_depth=1, decoder_hidden=48,
-    inr_widths=(16, 16, 16),
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what one, two and four processes ended with; 7 images to validate, which no two ranks can halve."""
+    folder, generator = tmp_path_factory.mktemp("runs"), np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 7)):
+        (folder / split).mkdir()
+        for number in range(count):
+            coarse = Image.fromarray(generator.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+            coarse.resize((48, 40), Image.Resampling.BICUBIC).save(folder / split / f"{number}.png")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(Path(__file__).with_name("distributed_runs.py")), str(port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("processes", ["two", "four"])
+def test_processes_train_and_measure_as_one_with_their_batches_together(trained: Path, processes: str) -> None:
+    one, together = (torch.load(trained / f"{name}.pt") for name in ("one", processes))
+    for name, tensor in one.items():
+        torch.testing.assert_close(together[name], tensor, rtol=1e-4, atol=2e-5, msg=name)
+
+
+def test_processes_that_look_for_neighbours_among_their_own_images_differ(trained: Path) -> None:
+    one, apart = (torch.load(trained / f"{name}.pt") for name in ("one", "two-apart"))
+    assert max((apart[name] - tensor).abs().max() for name, tensor in one.items() if name.startswith("net.")) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["shards", "shards-resumed", "one-resumed"])
+def test_training_in_shards_is_that_of_one_process_and_goes_on_from_the_same_checkpoints(trained: Path, name: str) -> None:
+    expected, found = (torch.load(trained / f"{run}.pt") for run in ("one-whole", name))
+    assert expected.keys() == found.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=5e-5, msg=key)
+
+
+def test_one_process_loads_what_was_trained_in_shards(trained: Path) -> None:
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    shards, one = (huvr.load(trained / name / "epoch=1.ckpt").reconstruct(images) for name in ("shards", "one-whole"))
+    torch.testing.assert_close(shards, one, rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_are_drawn_of_weights_in_shards(trained: Path) -> None:
+    events = EventAccumulator(str(trained / "shards")).Reload()
+    assert [event.step for event in events.Images("pictures")] == [0, 2, 4]
+
+
+def test_weights_in_shards_are_not_averaged() -> None:
+    module = Pretraining(TINY)
+    module.trainer = Trainer(callbacks=[EMAWeightAveraging()], accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(HuvrError, match="weights in shards cannot be averaged: leave out EMAWeightAveraging"):
+        shard(module, [], mesh=None)  # type: ignore[arg-type]
+
+
+def test_all_ranks_skip_a_step_that_one_of_them_cannot_use(trained: Path) -> None:
+    """The second of two steps, in which the loss of the other rank alone is infinite, and all gradients are finite."""
+    before, after = (torch.load(trained / f"spoilt-{steps}.pt") for steps in (1, 2))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "world"), [(7, 2, 4), (10, 4, 1), (17, 8, 2), (33, 4, 4), (5, 8, 5), (100, 7, 3)]
 )
-if __name__ == "__main__":
-    processes, file = int(sys.argv[1]), sys.argv[2]
-    torch.set_num_threads(1)
-    seed_everything(0)
-    # KoLeo looks at the images of one process only, as released: without it, nothing tells the processes apart
-    module = Pretraining(NET, weights=LossWeights(koleo=0), warmup=0, phase_jitter=0.5, lr=0.1, pictures_every=0)
-    data = Images("photos", size=32, sizes=[(32, 32), (32, 48)], batch_size=8 // processes, epoch_size=24, workers=0)
-    trainer = Trainer(
-        accelerator="cpu", devices=processes, strategy="ddp_fork" if processes > 1 else "auto", max_epochs=1, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0,
-    )
-    trainer.fit(module, data)
-    torch.save(module.net.state_dict() | {"psnr": trainer.callback_metrics["val/psnr"]}, file)
-"""
+def test_held_out_images_are_looked_at_once_in_equally_many_batches(images: int, batch_size: int, world: int) -> None:
+    ranks = [held_out_batches(images, batch_size, rank, world) for rank in range(world)]
+    assert sorted(index for batches in ranks for batch in batches for index in batch) == list(range(images))
+    assert len({len(batches) for batches in ranks}) == 1
+    assert all(1 <= len(batch) <= batch_size for batches in ranks for batch in batches)
+    assert [len(batch) for batch in ranks[0][:-2]] == [batch_size] * (len(ranks[0]) - 2)
 
 
-def test_two_processes_train_as_one_with_their_batches_together(tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(SCRIPT)
-    one, two = (tmp_path / f"{processes}.pt" for processes in (1, 2))
-    for processes, file in (1, one), (2, two):
-        command = [sys.executable, str(tmp_path / "train.py"), str(processes), str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    together = torch.load(two)
-    for name, tensor in torch.load(one).items():
-        torch.testing.assert_close(together[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+@pytest.mark.parametrize(("images", "batch_size", "world"), [(2, 4, 3), (5, 1, 2)])
+def test_too_few_held_out_images_are_looked_at_again(images: int, batch_size: int, world: int) -> None:
+    ranks: list[list[Any]] = [held_out_batches(images, batch_size, rank, world) for rank in range(world)]
+    assert [len(batches) for batches in ranks] == [-(-images // (world * batch_size))] * world
+    assert {index % images for batches in ranks for batch in batches for index in batch} == set(range(images))

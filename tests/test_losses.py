@@ -66,6 +66,16 @@ def test_koleo_is_the_mean_log_distance_to_the_nearest_neighbour() -> None:
     assert koleo_loss(features).item() == pytest.approx(koleo_by_hand(features.double().numpy()), rel=1e-5)
 
 
+def test_koleo_among_all_processes_is_that_of_their_batches_together() -> None:
+    everyone = torch.randn(3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    losses = [koleo_loss(features, everyone, rank) for rank, features in enumerate(everyone)]
+    total = torch.stack(losses).mean()
+    assert total.item() == pytest.approx(koleo_by_hand(everyone.detach().flatten(0, 1).numpy()), rel=1e-5)
+    [gradient] = torch.autograd.grad(total, everyone)
+    [expected] = torch.autograd.grad(koleo_loss(everyone.flatten(0, 1)), everyone)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_koleo_stays_finite_for_equal_and_single_images() -> None:
     assert koleo_loss(torch.ones(3, 4)).isfinite()
     assert koleo_loss(torch.ones(1, 4)) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +57,19 @@ def train(
     trainer.fit(module, data, ckpt_path=resume)
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+def make_photos(folder: Path) -> Path:
+    """18 pictures of noise in a new folder."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
     for number in range(18):
         pixels = generator.integers(0, 256, (40, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_photos(tmp_path_factory.mktemp("resume") / "photos")
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -71,10 +79,20 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
-def state(run: Path, step: int) -> dict[str, Any]:
-    checkpoint = torch.load(run / f"step={step}.ckpt", weights_only=True)
+def state(path: Path) -> dict[str, Any]:
+    """All that training goes on from, by name."""
+    checkpoint = torch.load(path, weights_only=True)
     kept = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "global_step", "epoch")
     return flat({name: checkpoint[name] for name in kept})
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names of what is not the same to the last bit, or in one of them only."""
+
+    def equal(value: Any, another: Any) -> bool:
+        return torch.equal(value, another) if isinstance(value, torch.Tensor) else value == another
+
+    return [name for name in one.keys() | other.keys() if not (name in one and name in other and equal(one[name], other[name]))]
 
 
 @pytest.mark.parametrize(
@@ -91,13 +109,19 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     checkpoint = tmp_path / "broken" / f"step={saved}.ckpt"
     train(photos, tmp_path / "resumed", 1, resume=checkpoint, accumulate=accumulate, optimizer=optimizer)
 
-    expected, found, before = (state(tmp_path / run, n) for run, n in (("whole", last), ("resumed", last), ("whole", saved)))
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        equal = torch.equal(value, found[name]) if isinstance(value, torch.Tensor) else value == found[name]
-        assert equal, name
+    runs = (("whole", last), ("resumed", last), ("whole", saved))
+    expected, found, before = (state(tmp_path / run / f"step={step}.ckpt") for run, step in runs)
+    assert not differing(expected, found)
     assert not multiprocessing.active_children(), "workers outlive training"
     weights = [name for name in expected if name.endswith("weight") and "model_state" in name]
     assert weights
     assert not any(torch.equal(expected[name], before[name]) for name in weights)
     assert not any(torch.equal(expected[name], expected[name.replace("current_model_state", "state_dict")]) for name in weights)
+
+
+def test_training_that_is_killed_at_random_moments_loses_nothing() -> None:
+    """The soak in small, see ``make soak``."""
+    command = [sys.executable, str(Path(__file__).with_name("soak.py")), "--kills", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 kills" in done.stdout

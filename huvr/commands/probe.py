@@ -132,8 +132,8 @@ def measured(cli: ProbeCLI) -> dict[str, float]:
         checkpoint = find_checkpoint(cli.config.ckpt_path, Path(cli.config.run), may_be_absent=True)
         try:
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit:
-            if trainer.state.status == TrainerStatus.INTERRUPTED:  # Lightning's answer to Ctrl-C
+        except SystemExit as done:
+            if done.code and trainer.state.status == TrainerStatus.INTERRUPTED:  # Lightning's answer to Ctrl-C
                 raise KeyboardInterrupt from None
             raise
         keepers = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint) and each.monitor]

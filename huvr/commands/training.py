@@ -15,7 +15,8 @@ Every value can be given on the command line too, without ``init_args``: ``--mod
 All that a run writes lies in one folder, ``runs/NAME`` for ``--config NAME.yaml`` (the first of several) or
 wherever ``run:`` in the config or ``--run`` says: ``config_VERB.yaml`` as it was run, TensorBoard's events, and
 ``checkpoints/last.ckpt``. A config that wants other checkpoints lists a ModelCheckpoint of its own under
-``trainer.callbacks``, without ``dirpath``; ``save_last: true`` keeps ``last.ckpt`` up to date.
+``trainer.callbacks``, without ``dirpath``; ``save_last: true`` keeps ``last.ckpt`` up to date. Steps of ``fit`` without
+a finite loss are skipped; a ``huvr.safety.SkipNonFinite`` under ``trainer.callbacks`` says how many in a row are too many.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from huvr.commands.arguments import ConfigByName, find_config, parse, read_yaml
 from huvr.commands.calm import calm
 from huvr.errors import HuvrError
 from huvr.files import read_torch
+from huvr.safety import SkipNonFinite, WholeCheckpoints
 
 DEFAULTS = {"model": "huvr.pretrain.Pretraining", "data": "huvr.data.Images"}
 DESCRIPTION = """\
@@ -65,35 +68,52 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     extra = {"return_predictions": False} if verb == "predict" else {}
     try:
         method(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True, **extra)
-    except SystemExit:
-        if cli.trainer.state.status == TrainerStatus.INTERRUPTED:  # Lightning's answer to Ctrl-C
+    except SystemExit as done:
+        if done.code and cli.trainer.state.status == TrainerStatus.INTERRUPTED:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
         raise
     except MisconfigurationException as error:
         raise HuvrError(str(error)) from None
     except RuntimeError as error:
+        if str(error).startswith("DataLoader worker (pid"):  # torch notices at any point of a step
+            raise HuvrError(
+                f"a process that loads images died ({str(error).rstrip('. ')}), often for want of memory, of which fewer "
+                "data.workers take less; --ckpt_path auto goes on from the last checkpoint"
+            ) from error
         if checkpoint is None or "loading state_dict" not in str(error):
             raise
         raise HuvrError(f"checkpoint {checkpoint}: not of this model: {' '.join(str(error).split())}") from error
 
 
 def find_checkpoint(name: str | None, run: Path, may_be_absent: bool) -> Path | None:
-    """The checkpoint file to start from: ``name`` itself, or for "auto" the newest of the run.
+    """The checkpoint file to start from: ``name`` itself, or for "auto" the newest intact one of the run.
 
-    After a SLURM requeue that is Lightning's ``hpc_ckpt_*`` file, which its own ``last`` overlooks.
+    After a SLURM requeue that is Lightning's ``hpc_ckpt_*`` file, which its own ``last`` overlooks. Checkpoints of
+    other names are turned to where there is no intact one of these two. A damaged one is warned of.
 
     Raises:
-        HuvrError: for a file that is no checkpoint of ours, or where "auto" finds none and one is needed.
+        HuvrError: for a file that is no checkpoint of ours, or where "auto" finds none and one is needed or
+            finds damaged ones only, which a fresh start would overwrite.
     """
     if name is None:
         return None
     if name != "auto":
         check_checkpoint(Path(name))
         return Path(name)
-    found = [*run.glob("hpc_ckpt_*.ckpt"), *run.glob("checkpoints/last.ckpt")]
-    if not found and not may_be_absent:
+    latest = {*run.glob("hpc_ckpt_*.ckpt"), *run.glob("checkpoints/last.ckpt")}
+    found = [path for path in latest.union(run.glob("checkpoints/*.ckpt")) if path.is_file()]
+    for path in sorted(found, key=lambda path: (path in latest, path.stat().st_mtime), reverse=True):
+        try:
+            check_checkpoint(path)
+        except HuvrError as error:
+            rank_zero_warn(f"{error}; it is passed over")
+        else:
+            return path
+    if found:
+        raise HuvrError(f"ckpt_path auto: no checkpoint in {run} can be read; to start anew, remove them or choose another run")
+    if not may_be_absent:
         raise HuvrError(f"ckpt_path auto: no checkpoint in {run}")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return None
 
 
 def check_checkpoint(path: Path) -> None:
@@ -188,6 +208,12 @@ class TrainingCLI(LightningCLI):
         listed = listed if isinstance(listed, list) else [listed]
         if config["enable_checkpointing"] is not False and not any(isinstance(each, ModelCheckpoint) for each in listed):
             callbacks = [*callbacks, ModelCheckpoint(filename="last", enable_version_counter=False)]
+        if self.verb == "fit" and not any(isinstance(each, SkipNonFinite) for each in listed):
+            callbacks = [*callbacks, SkipNonFinite()]
+        plugins = config["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(each, CheckpointIO) for each in plugins):
+            config["plugins"] = [*plugins, WholeCheckpoints()]
         try:
             return super()._instantiate_trainer(config, callbacks)
         except (TypeError, ValueError) as error:  # what Lightning raises for devices and accelerators that are none

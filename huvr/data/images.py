@@ -12,10 +12,10 @@ from datasets.distributed import split_dataset_by_node
 from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from huvr.data import photos
-from huvr.data.loader import Draws, Loader, TrainLoader, collate
+from huvr.data.loader import Draws, Loader, TrainLoader, collate, held_out_batches
 from huvr.data.samples import HeldOutSet, Rows, TrainSet
 from huvr.data.sources import HELD_OUT_SPLITS, Table, open_splits
 from huvr.data.stream import HeldOutStream, TrainStream, readable
@@ -185,25 +185,22 @@ class Images(LightningDataModule):
             self._resume.update(state)
 
     def val_dataloader(self) -> Loader | list[Loader]:
-        """The held-out images once each, in order; several ranks repeat a few of them to be equally busy."""
+        """The held-out images once each, in order; see :func:`held_out_batches` for how several ranks share them."""
         rank, world = self._rank
         rows = self.val_rows
         if rows is None:
             return []
         if isinstance(rows, Rows):
-            dataset = HeldOutSet(rows, self.size)
-            order: DistributedSampler[int] = DistributedSampler(dataset, world, rank, shuffle=False)
-            return Loader(self._batches(dataset, self.workers, sampler=order))
+            order = held_out_batches(len(rows), self.batch_size, rank, world)
+            return Loader(self._batches(HeldOutSet(rows, self.size), self.workers, batch_size=1, batch_sampler=order))
         rows = split_dataset_by_node(rows, rank, world)
         return Loader(self._batches(HeldOutStream(rows, self.size, self.root), min(self.workers, rows.num_shards)))
 
     test_dataloader = predict_dataloader = val_dataloader
 
     def _batches(self, dataset: Dataset, workers: int, **options: Any) -> DataLoader:
-        options = {"persistent_workers": workers > 0} | options
-        return DataLoader(
-            dataset, self.batch_size, num_workers=workers, collate_fn=collate, pin_memory=torch.cuda.is_available(), **options
-        )
+        options = {"batch_size": self.batch_size, "persistent_workers": workers > 0} | options
+        return DataLoader(dataset, num_workers=workers, collate_fn=collate, pin_memory=torch.cuda.is_available(), **options)
 
     def _epoch_size(self, rows: Rows | IterableDataset) -> int:
         if self.epoch_size is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
@@ -54,6 +54,19 @@ class Draws(Sampler[Draw]):
             position = place * self.world + self.rank
             size = size_of(self.sizes, self.seed, self.epoch, place // self.batch_size)
             yield Draw(int(order[position]), seed_of("crop", self.seed, self.epoch, position), size)
+
+
+def held_out_batches(images: int, batch_size: int, rank: int = 0, world: int = 1) -> list[range]:
+    """The images of each batch of one rank, which looks at every ``world``-th of them.
+
+    Ranks get equally many batches, as networks in shards need, of nearly as many images: the last batch of a rank may be smaller,
+    and the one before it too. No image is looked at twice, unless there are fewer images than ranks, or batches of one.
+    """
+    batches = -(-images // (world * batch_size))
+    mine = max(len(range(rank, images, world)), batches)  # past the end: round to the first ones
+    edges = [min(number * batch_size, mine - batches + number) for number in range(batches)]
+    positions = range(rank, rank + mine * world, world)
+    return [positions[start:end] for start, end in pairwise([*edges, mine])]
 
 
 def collate(samples: list[Sample]) -> tuple[Batch, list[str]]:

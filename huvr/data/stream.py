@@ -17,10 +17,21 @@ SHUFFLE_BUFFER = 1024  # encoded images in memory, per worker
 PATIENCE = 1000  # corrupt images one after another
 
 
+def unbroken(rows: Iterable[dict[str, Any]], source: str) -> Iterator[dict[str, Any]]:
+    """The rows of a stream; a shard that is gone, cut off or out of reach ends it with a HuvrError."""
+    try:
+        yield from rows
+    except HuvrError:
+        raise
+    except Exception as error:  # any of those of datasets, pyarrow, fsspec and the hub
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise HuvrError(f"{source}: a shard of this stream cannot be read ({reason})") from error
+
+
 def readable(rows: Iterable[dict[str, Any]], source: str) -> Iterator[Found]:
-    """As many images as rows, the next readable one in place of each that is corrupt."""
+    """As many images as rows, the next readable one in place of each that is corrupt; what is wrong with a shard is an error."""
     skipped: list[str] = []
-    for row in rows:
+    for row in unbroken(rows, source):
         try:
             image = decode(row, f"{source}: an image of the stream")
         except HuvrError as error:

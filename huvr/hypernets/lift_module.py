@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from torchvision.transforms.v2.functional import to_dtype
 from torchvision.utils import make_grid
 
@@ -62,6 +63,8 @@ class MetaLearning(LightningModule):
             raise HuvrError(f"lr {lr}, pictures_every {pictures_every}: expected a positive lr, and 0 or more steps")
         self.lr, self.second_order, self.pictures_every = lr, second_order, pictures_every
         self.net = LIFT(lift)
+        # Lightning's own mean over ranks rounds the number of signals per rank, which need not be whole.
+        self.means = nn.ModuleDict({name: MeanMetric() for name in ("psnr", "ssim", "mse", "iou")})
         self._pictured: Tensor | None = None
 
     def signals(self, batch: Batch) -> Tensor:
@@ -99,8 +102,10 @@ class MetaLearning(LightningModule):
             values["ssim"] = ssim(painted, signals)
         else:
             values |= {"mse": (painted - signals).square().flatten(1).mean(1), "iou": iou(painted, signals)}
-        means = {f"{stage}/{name}": each.mean() for name, each in values.items()}
-        self.log_dict(means, batch_size=len(signals), sync_dist=True, prog_bar=True)
+        for name, each in values.items():
+            mean: Any = self.means[name]
+            mean.update(each)
+            self.log(f"{stage}/{name}", mean, prog_bar=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Latents:
         """The latents of each level, ``(B, cells^D, numbers)``."""

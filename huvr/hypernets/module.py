@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from huvr.data.samples import seed_of
 from huvr.errors import HuvrError
@@ -82,6 +83,8 @@ class HyperNetwork(LightningModule):
         for mistake in (text for text, kept in limits.items() if not kept):
             raise HuvrError(mistake)
         self.net, self.masking, self.jitter = net, masking, jitter
+        # Lightning's own mean over ranks rounds the number of images per rank, which need not be whole.
+        self.means = nn.ModuleDict({"psnr": MeanMetric(), "psnr_hidden": MeanMetric()})
         self.optimizer: OptimizerName = optimizer
         self.schedule: Schedule = schedule
         self.lr, self.warmup, self.weight_decay, self.betas = lr, warmup, weight_decay, betas
@@ -130,12 +133,15 @@ class HyperNetwork(LightningModule):
         """Log the mean PSNR over all images of the set; with masking that of hidden pixels too."""
         seen, mask = self.seen(images, stage, batch_idx)
         painted = self.net.reconstruct(seen, mask=mask)
-        self.log(f"{stage}/psnr", psnr(painted, images).mean(), batch_size=len(images), sync_dist=True, prog_bar=True)
+        values = {"psnr": psnr(painted, images)}
         if mask is not None:
             hidden = masked_psnr(painted, images, mask)
-            counted = ~hidden.isnan()  # an image without hidden pixels has no such PSNR; every rank logs all the same
-            count = int(counted.sum())
-            self.log(f"{stage}/psnr_hidden", hidden[counted].sum() / max(count, 1), batch_size=count, sync_dist=True)
+            values["psnr_hidden"] = hidden[~hidden.isnan()]  # an image without hidden pixels has none
+        for name, each in values.items():
+            mean: Any = self.means[name]
+            if len(each):
+                mean.update(each)
+            self.log(f"{stage}/{name}", mean, prog_bar=name == "psnr")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Reconstructions, unclamped."""

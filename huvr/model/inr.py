@@ -96,7 +96,7 @@ class PatchINR(nn.Module):
         (h, w), k = tokens.grid, self.cells
         u, c = self.to_patch(tokens.patches).unflatten(1, (h, w)), self.to_global(tokens.cls)
         features = self.features(self.points(phase, u.device).to(u.dtype), u[:, :, None, :, None], c)
-        features = features.reshape(len(u), h * k, w * k, -1).permute(0, 3, 1, 2)
+        features = features.reshape(u.shape[0], h * k, w * k, -1).permute(0, 3, 1, 2)
         picture = F.pixel_shuffle(self.paint(features), self.upsample)
         return picture if self.cosine_head is None else picture + self.cosine_head(u, c, phase)
 

@@ -1,0 +1,114 @@
+"""Training that loses nothing: bad steps are skipped, and checkpoints are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from huvr.errors import HuvrError
+from huvr.files import whole
+
+
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """Their common L2 norm, also of gradients that lie in shards on many processes (all of them must then ask)."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+class SkipNonFinite(Callback):
+    """Skips each optimiser step whose loss or gradient is not finite on some process, and counts it.
+
+    The gradients of such a step are dropped before they are clipped: weights and moments stay as they are, while
+    the schedule and the number of the step go on. A step of accumulated batches is skipped as a whole. The count is
+    logged as ``skipped_steps`` and kept in checkpoints. It costs a norm of the gradients and one number read
+    from the device a step. In ``16-mixed`` precision the steps that the loss scaler would skip count too.
+
+    Args:
+        most_in_a_row: so many skipped steps one after another end the training.
+
+    Raises:
+        HuvrError: for a number below 1, and at the end of so many steps, naming the last checkpoint.
+    """
+
+    def __init__(self, most_in_a_row: int = 20) -> None:
+        if most_in_a_row < 1:
+            raise HuvrError(f"most_in_a_row {most_in_a_row}: expected 1 or more")
+        self.most_in_a_row = most_in_a_row
+        self.skipped = self.in_a_row = 0
+        self._bad_losses: Tensor | None = None  # of the batches accumulated so far; stays on the device
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        bad = (~loss.detach().isfinite()).any()
+        self._bad_losses = bad if self._bad_losses is None else self._bad_losses | bad
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        bad = ~total_norm([p.grad for p in pl_module.parameters() if p.grad is not None]).isfinite()
+        if self._bad_losses is not None:
+            bad, self._bad_losses = bad | self._bad_losses, None
+        if trainer.strategy.reduce(bad.float(), reduce_op="sum").item():
+            pl_module.zero_grad(set_to_none=True)  # an optimiser leaves parameters without gradient alone
+            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+            rank_zero_warn(
+                f"step {trainer.global_step}: loss or gradient is not finite, step skipped; {self.skipped} skipped so far"
+            )
+        else:
+            self.in_a_row = 0
+        pl_module.log("skipped_steps", float(self.skipped))
+        if self.in_a_row == self.most_in_a_row:
+            raise HuvrError(
+                f"{self.in_a_row} steps in a row, the last being step {trainer.global_step}, had no finite loss and gradient: "
+                f"training stopped; {last_checkpoint(trainer)}"
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+
+
+def last_checkpoint(trainer: Trainer) -> str:
+    """The newest checkpoint of this training, in words."""
+    callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    named = {Path(name) for each in callbacks for name in (each.last_model_path, each.best_model_path, *each.best_k_models)}
+    written = [path for path in named if path.is_file()]
+    if not written:
+        return "no checkpoint has been written"
+    return f"the last good checkpoint is {max(written, key=lambda path: path.stat().st_mtime)}"
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes each checkpoint beside its place, to the disk, and renames it: at any moment there is a whole one or none.
+
+    Lightning's own writer goes through the system's temporary folder, from where a file is copied, not renamed, to
+    another disk, and holds a second copy of the checkpoint in memory.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint; what earlier writers left unfinished beside it, killed at their work, goes.
+
+        Raises:
+            HuvrError: where it cannot be written, such as on a full disk; a checkpoint already there stays.
+        """
+        if "://" in str(path):  # no local file
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        for unfinished in Path(path).parent.glob(f".*{Path(path).suffix}.*.partial"):
+            unfinished.unlink(missing_ok=True)
+        with whole(path) as temporary, open(temporary, "wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch hides what went wrong with the file
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+            file.flush()
+            os.fsync(file.fileno())
