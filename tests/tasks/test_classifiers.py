@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Known
+from known_features import Known
 from scipy.optimize import minimize
 from torch.nn import functional as F
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Known
+from known_features import Known
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from conftest import COLOURS
+from known_features import COLOURS
 from PIL import Image
 
 from huvr.cli import main

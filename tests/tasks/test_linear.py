@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import COLOURS
+from known_features import COLOURS
 from torch import nn
 from torch.nn import functional as F
 

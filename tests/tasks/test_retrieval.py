@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Known
+from known_features import Known
 from torch import Tensor
 
 from huvr.errors import HuvrError
