@@ -44,7 +44,10 @@ COMMIT = commit()  # at the start: what is edited while a benchmark runs has no 
 
 
 def short(argument: str) -> str:
-    """A path without the folders that only exist here: its last two parts."""
+    """A path, perhaps with ``NAME=`` before it, without the folders that only exist here: its last two parts."""
+    name, equals, path = argument.rpartition("=")
+    if equals:
+        return name + equals + short(path)
     return "/".join(Path(argument).parts[-2:]) if Path(argument).exists() else argument
 
 

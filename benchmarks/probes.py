@@ -9,6 +9,7 @@ stays in ``--runs``; what is there already is not measured again. ``huvr report`
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ VIT = ["--model.encoder.mean=[0.5,0.5,0.5]", "--model.encoder.std=[0.5,0.5,0.5]"
 LABELLED = ["--data.resize=224", "--data.crop=224", "--data.train_images=2000", "--data.test_images=1000", "--data.workers=0"]
 # Data, options, tokens of ours and of others, and how they are stored.
 PROBES: dict[str, dict[str, Any]] = {
+    "imagenet": {
+        "data": "imagenette-160", "stored": ("fp16",), "ours": ("tintok",), "others": ("standard",),
+        "options": [
+            "--data.workers=0", "--data.train_images=1000", "--data.test_images=500", "--data.batch_size=50",
+            "--trainer.max_epochs=2",
+        ],
+    },
     "knn": {
         "data": "imagenette-160", "options": LABELLED, "stored": ("fp16", "int8"),
         "ours": ("standard", "tintok", "pca32"), "others": ("standard", "pca8", "pca32"),
@@ -41,13 +49,13 @@ PROBES: dict[str, dict[str, Any]] = {
     "depth": {
         "data": "nyuv2-256", "stored": ("fp16",),
         "options": [
-            "--data.workers=0", "--trainer.max_steps=400", "--model.mask=[18,188,16,240]",
+            "--data.workers=0", "--trainer.max_steps=300", "--trainer.val_check_interval=300", "--model.mask=[18,188,16,240]",
             "--data.train_view.fixed_crop=[18,188,17,243]", "--data.train_view.crop=[160,208]",
         ],
         "ours": ("standard", "tintok", "pca32"), "others": ("standard", "pca32"),
     },
     "reconstruction": {
-        "data": "imagenette-160", "options": ["--data.workers=0", "--data.size=160", "--data.test_images=500"],
+        "data": "imagenette-160", "options": ["--data.workers=0", "--data.size=128", "--data.test_images=200"],
         "stored": ("fp16", "int8"), "ours": ("tintok",), "others": (),
     },
 }  # fmt: skip
@@ -58,20 +66,33 @@ def main() -> None:
     parser.add_argument("--packs", type=Path, required=True, help="Folder with imagenette-160, camvid and nyuv2-256.")
     parser.add_argument("--vit", required=True, help="Weights of vit_tiny_patch16_224, mean and std 0.5.")
     parser.add_argument("--huvr", nargs="+", required=True, metavar="NAME=RUN", help="Networks of ours.")
+    parser.add_argument("--trunks", nargs="*", default=[], metavar="NET=FILE", help="Weights of trunks of LPIPS.")
     parser.add_argument("--tasks", nargs="+", choices=PROBES, default=[*PROBES], help="Only these.")
+    parser.add_argument("--measured", action="store_true", help="Measure nothing, record what the run folders hold.")
     parser.add_argument("--runs", type=Path, default=Path("runs/probes"), help="Folder of the run folders.")
     options = parser.parse_args()
     networks = {"ViT-Ti": ["--encoder=timm:vit_tiny_patch16_224", f"--model.encoder.weights={options.vit}", *VIT]}
     networks |= {name: [f"--encoder={run}"] for name, _, run in (each.partition("=") for each in options.huvr)}
+    trunks = dict(each.split("=", 1) for each in options.trunks)
+    lpips = [f"--model.lpips=[{', '.join(trunks)}]", f"--model.lpips_trunks={json.dumps(trunks)}"] if trunks else []
     figures = []
     for task in options.tasks:
-        probe = PROBES[task]
+        probe, extra = PROBES[task], lpips if task == "reconstruction" else []
         for name, encoder in networks.items():
             for tokens in probe["others" if name == "ViT-Ti" else "ours"]:
                 for stored in probe["stored"]:
                     run = options.runs / f"{task}-{name}-{tokens}-{stored}"
-                    asked = [f"--data.root={options.packs / probe['data']}", *probe["options"], *encoder, f"--tokens={tokens}"]
-                    measure(task, [*asked, f"--model.encoder.stored={stored}"], run)
+                    asked = [
+                        f"--data.root={options.packs / probe['data']}",
+                        *probe["options"],
+                        *extra,
+                        *encoder,
+                        f"--tokens={tokens}",
+                    ]
+                    if not options.measured:
+                        measure(task, [*asked, f"--tokens={tokens}", f"--model.encoder.stored={stored}"], run)
+                    elif not (run / "record.json").is_file():
+                        continue
                     figures += [
                         asdict(row) | {"encoder": name if row.tokens else row.encoder} for row in rows_of(run / "record.json")
                     ]

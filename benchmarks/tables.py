@@ -76,6 +76,51 @@ def train_step(figures: dict[str, Any]) -> list[str]:
     return table(["ViT-B, modulation", "images/s", "peak memory"], rows)
 
 
+def harness(figures: dict[str, Any]) -> list[str]:
+    sample = "photographs of all classes"
+    rows = [
+        [name, row[sample]["top1"], row[sample]["timm_top1"], row[sample]["elsewhere"], row["ImageNette"]["top1"]]
+        for name, row in figures.items()
+    ]
+    header = ["its own classifier, top-1 of 1000", "900 photographs", "… by timm's transform", "elsewhere", "ImageNette, 160 px"]
+    return table(header, rows)
+
+
+def probes(figures: list[dict[str, Any]]) -> list[str]:
+    """One line for an encoder and its tokens, one column for the headline of each task."""
+    tasks = {row["task"]: row["headline"] for row in figures}
+    lines: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in figures:
+        key = (row["encoder"], row["tokens"], row["stored"])
+        lines.setdefault(key, {})[row["task"]] = row["metrics"].get(row["headline"])
+    order = ["standard", "tintok", "pca8", "pca32", "fp16", "int8", *dict.fromkeys(encoder for encoder, _, _ in lines), ""]
+    shown = [
+        [encoder or "", tokens, stored, *("" if line.get(task) is None else line[task] for task in tasks)]
+        for (encoder, tokens, stored), line in sorted(lines.items(), key=lambda each: [order.index(part) for part in each[0]])
+        if tokens
+    ]
+    return table(["encoder", "tokens", "stored", *(f"{task}, {headline}" for task, headline in tasks.items())], shown)
+
+
+def drawings(figures: list[dict[str, Any]]) -> list[str]:
+    measured = [row for row in figures if row["task"] == "reconstruction"]
+    names = [name for name in measured[0]["metrics"] if name.startswith("lpips")]
+    rows = [
+        [row["encoder"] if row["tokens"] else row["encoder"].upper(), row["stored"], f"{row['bytes_per_image']:,.0f}",
+         row["metrics"]["psnr"], *(f"{row['metrics'][name]:.3f}" for name in ("ssim", *names))]
+        for row in measured
+    ]  # fmt: skip
+    return table(["format", "stored", "bytes / image", "PSNR, dB", "SSIM", *(name.replace("_", " ") for name in names)], rows)
+
+
+def lift(figures: dict[str, Any]) -> list[str]:
+    rows = [
+        [row["kind"], row["psnr"], row["steps"], f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e6:.1f} M"]
+        for row in figures["images"]
+    ]
+    return table(["network", "PSNR, dB", "steps", "parameters", "multiply-adds an image"], rows)
+
+
 # block → (record, what makes its table)
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "reconstruction": ("reconstruction", reconstruction),
@@ -85,6 +130,10 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "scales": ("any_size", scales),
     "inr": ("inr", inr),
     "train_step": ("train_step", train_step),
+    "harness": ("harness", harness),
+    "probes": ("probes", probes),
+    "drawings": ("probes", drawings),
+    "lift": ("lift", lift),
 }
 
 

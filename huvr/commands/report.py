@@ -43,20 +43,19 @@ def cells(section: Section) -> tuple[list[str], list[tuple[list[str], bool]]]:
     """Head and lines of a table as text; a line is marked where its headline is the best."""
     head = ["encoder", "tokens", "stored", "bytes / image", *section.metrics, "seconds"]
     best = section.best()
+    largest = {name: max(abs(row.metrics.get(name, 0)) for row in section.rows) for name in section.metrics}
+    digits = {name: 2 if largest[name] >= 10 else 4 for name in section.metrics}
     lines = []
     for row in section.rows:
         size = "" if row.bytes_per_image is None else f"{row.bytes_per_image:,.0f}"
-        values = [number(row.metrics.get(name)) for name in section.metrics]
+        values = [number(row.metrics.get(name), digits[name]) for name in section.metrics]
         line = [row.encoder, row.tokens, row.stored, size, *values, number(row.seconds, 0)]
         lines.append((line, row.metrics.get(row.headline) == best))
     return head, lines
 
 
-def number(value: float | None, digits: int | None = None) -> str:
-    """Two digits after the point, more for what is small."""
-    if value is None:
-        return ""
-    return f"{value:.{digits}f}" if digits is not None else f"{value:.2f}" if abs(value) >= 1 else f"{value:.4f}"
+def number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def markdown(sections: list[Section]) -> str:

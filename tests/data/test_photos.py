@@ -24,7 +24,7 @@ def test_train_and_held_out_are_different_photographs_large_enough_to_crop() -> 
 
 
 def test_the_names_of_both_sides_are_printed(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
         Images("photos", workers=0).setup()
     told = [record.message for record in caplog.records if record.message.startswith("photos:")]
     assert len(told) == 1
