@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Literal
+from unittest.mock import patch
 
-from timm.optim import Muon
+import torch
+from timm.optim import Muon, muon
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 OptimizerName = Literal["adamw", "muon"]
+
+
+class MuonOnCPU(Muon):
+    """timm's Muon with its Newton-Schulz iteration in fp32: few processors have arithmetic in bf16, and without it is slow."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        in_fp32 = partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
+        with patch.object(muon, "zeropower_via_newtonschulz", in_fp32):  # timm has no option for it
+            return super().step(closure)
 
 
 def make_optimizer(
@@ -22,7 +34,9 @@ def make_optimizer(
     """
     if name == "adamw":
         return AdamW(parameters, lr, betas, weight_decay=weight_decay)
-    return Muon(parameters, lr, weight_decay, nesterov=True, betas=betas, adjust_lr_fn="match_rms_adamw")
+    parameters = list(parameters)
+    kind = MuonOnCPU if all(p.device.type == "cpu" for p in parameters) else Muon
+    return kind(parameters, lr, weight_decay, nesterov=True, betas=betas, adjust_lr_fn="match_rms_adamw")
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: float, floor: float = 0.0) -> float:

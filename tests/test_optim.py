@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.optim import Muon
 from torch import nn
 
 from huvr.optim import make_optimizer
@@ -41,3 +42,13 @@ def test_muon_leaves_biases_to_adamw_with_nesterov_momentum() -> None:
     # of a first step, both moments are the gradient: its sign, but for the look ahead of 1 + β₁
     expected = before.bias * (1 - 0.01 * 0.1) - 0.01 * 1.9 * after.bias.grad.sign()
     torch.testing.assert_close(after.bias, expected)
+
+
+def test_muon_on_a_cpu_is_timms_without_its_rounding_to_bf16() -> None:
+    _, ours = stepped("muon", 0.01)
+    _, theirs = stepped("adamw", 1e-9)  # the same gradient
+    before = theirs.weight.detach().clone()
+    Muon(theirs.parameters(), 0.01, 0.1, nesterov=True, adjust_lr_fn="match_rms_adamw").step()
+    moved, expected = ours.weight - before, theirs.weight - before
+    assert torch.cosine_similarity(moved.flatten(), expected.flatten(), dim=0) > 0.999
+    assert not torch.equal(moved, expected)
