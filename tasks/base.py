@@ -15,10 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from huvr.errors import HuvrError
+from huvr.hypernets.interface import HyperINR
+from huvr.hypernets.mae import MAE
+from huvr.hypernets.patchwise import PatchwiseHUVR
+from huvr.hypernets.weights import load
+from huvr.model import HUVR
 from huvr.model.encoder import is_vit, tokens_of
 from huvr.model.tokens import Tokens
 from huvr.teacher import RGB, Teacher, TeacherConfig
-from huvr.weights import load
 
 from .pca import PCA, Moments
 from .storage import Storage, as_stored, size_stored
@@ -39,10 +43,11 @@ class EncoderConfig:
     """A network, and which of its tokens a task sees.
 
     Attributes:
-        source: whatever ``huvr.load`` opens, or ``timm:NAME`` for any timm network.
+        source: whatever ``huvr.load`` opens, or a run of another hyper-network (:mod:`huvr.hypernets`), or ``timm:NAME`` for
+            any timm network.
         tokens: "standard"; "tintok" or "decoder" of a HUVR network; "pca32" for 32 principal components of the
             standard tokens, fitted on the training split.
-        layer: block whose output, through the final norm, stands for the standard tokens; -1 is the last.
+        layer: block whose output, through the final norm, stands for the standard tokens; -1 is the last. Of HUVR and timm.
         weights: of a timm network: "hub", or a local ``.safetensors`` or ``.pth`` file.
         mean, std: normalisation of a timm network's images in [0, 1]; None is its own.
         arguments: of timm.create_model for a timm network, such as ``{pad_type: same}``.
@@ -90,8 +95,8 @@ class EncoderConfig:
 class FrozenEncoder:
     """Images ``(B, 3, H, W)`` in [0, 1] to the tokens of a network that never learns.
 
-    Where a network has no cls token, the mean of its patches stands for it. A ViT takes any size; the edge is repeated
-    up to whole patches.
+    Where a network has no cls token, the mean of its patches stands for it. A ViT takes any size, and so does MAE; the edge
+    is repeated up to whole patches.
 
     It is no ``nn.Module`` on purpose: its parameters belong to no optimiser and no checkpoint of a task.
 
@@ -102,23 +107,32 @@ class FrozenEncoder:
     def __init__(self, config: EncoderConfig, device: torch.device | str = "cpu") -> None:
         self.config = config
         self.pca: tuple[PCA, PCA] | None = None
+        self.model: HUVR | None = None
+        self.network: Any  # of timm, or another hyper-network
         if config.timm_name:
             own: dict[str, Any] = {"mean": config.mean, "std": config.std, "arguments": config.arguments}
             try:
                 teacher = Teacher(TeacherConfig(config.timm_name, config.weights, **own), device)
             except HuvrError as error:
                 raise HuvrError(f"encoder {config.source}: {error}") from None
-            self.model, self.network = None, teacher.network
-            self.mean, self.std = teacher.mean, teacher.std
+            self.network, self.mean, self.std = teacher.network, teacher.mean, teacher.std
+        elif isinstance(net := load(config.source, str(device)).requires_grad_(False), PatchwiseHUVR):
+            self.model = net.net
+            self.network, self.mean, self.std = net.net.encoder.vit, net.net.encoder.mean, net.net.encoder.std
         else:
-            self.model = load(config.source, str(device)).requires_grad_(False)
-            self.network = self.model.encoder.vit
-            self.mean, self.std = self.model.encoder.mean, self.model.encoder.std
+            if config.tokens in ("tintok", "decoder"):
+                kind = type(net).__name__
+                raise HuvrError(f"tokens {config.tokens}: {config.source} is of {kind}, which has only standard and pca<d>")
+            self.network = net
+            self.mean, self.std = torch.zeros(1, 3, 1, 1, device=device), torch.ones(1, 3, 1, 1, device=device)
         self.layer = None if config.layer is None else self._block(config.layer)
         if config.components and config.components > self.network.num_features:
             raise HuvrError(f"tokens {config.tokens}: the standard tokens have {self.network.num_features} numbers")
 
     def _block(self, layer: int) -> int:
+        if isinstance(self.network, HyperINR):
+            kind = type(self.network).__name__
+            raise HuvrError(f"layer {layer}: {self.config.source} is of {kind}, seen after its last layer alone; leave it out")
         blocks = len(self.network.blocks) if is_vit(self.network) else len(self.network.feature_info)
         if not -blocks <= layer < blocks:
             raise HuvrError(f"layer {layer}: {self.config.source} has {blocks}, 0 to {blocks - 1} or -1 to -{blocks}")
@@ -144,6 +158,8 @@ class FrozenEncoder:
         eyes = (self.mean.flatten().tolist(), self.std.flatten().tolist(), self.config.precision)
         if self.model:
             parts, shape = PARTS[kind], repr(asdict(replace(self.model.config, distill_dims={})))
+        elif isinstance(self.network, HyperINR):
+            parts, shape = ("",), repr((type(self.network).__name__, self.network.config))
         else:
             parts, shape = ("",), repr((self.config.timm_name, self.config.arguments))
         digest.update(repr((shape, kind, self.layer, *eyes)).encode())
@@ -170,7 +186,7 @@ class FrozenEncoder:
         """The tokens before PCA and storage, in fp32."""
         normalised = (self._fitting(images.to(self.device)) - self.mean) / self.std
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            tokens = tokens_of(self.network, normalised) if self.layer is None else self._intermediate(normalised)
+            tokens = self._standard(normalised)
             if self.model and self.config.tokens in ("tintok", "decoder"):
                 tokens = self.model.compress(tokens)
                 tokens = self.model.expand(tokens) if self.config.tokens == "decoder" else tokens
@@ -205,15 +221,21 @@ class FrozenEncoder:
 
     def _fitting(self, images: Tensor) -> Tensor:
         """Images of a size that the network takes."""
-        if is_vit(self.network):
-            steps = self.network.patch_embed.feat_ratio(as_scalar=False)
+        if steps := patch_size(self.network):
             down, right = (-side % step for side, step in zip(images.shape[-2:], steps, strict=True))
             return F.pad(images, (0, right, 0, down), mode="replicate") if down or right else images
+        if isinstance(self.network, HyperINR):  # which says itself what it cannot take
+            return images
         own = self.network.pretrained_cfg
         if own["fixed_input_size"] and images.shape[1:] != own["input_size"]:
             height, width = own["input_size"][1:]
             raise HuvrError(f"{self.config.source} only takes images of {height}x{width} pixels: set data.crop {height}")
         return images
+
+    def _standard(self, normalised: Tensor) -> Tokens:
+        if isinstance(self.network, HyperINR):
+            return self.network.tokens(normalised)
+        return tokens_of(self.network, normalised) if self.layer is None else self._intermediate(normalised)
 
     def _intermediate(self, normalised: Tensor) -> Tokens:
         """The output of one block in place of the last; of a network without blocks, of one of its stages."""
@@ -226,6 +248,13 @@ class FrozenEncoder:
         patches = picture.flatten(2).transpose(1, 2)
         has_cls = getattr(self.network, "cls_token", None) is not None
         return Tokens(found[1][:, 0] if has_cls else patches.mean(1), patches, tuple(picture.shape[2:]))
+
+
+def patch_size(network: Any) -> tuple[int, int] | None:
+    """Height and width in pixels of the patches that images are filled up to whole ones of; None of other networks."""
+    if isinstance(network, MAE):
+        return network.patch, network.patch
+    return network.patch_embed.feat_ratio(as_scalar=False) if is_vit(network) else None
 
 
 class FrozenEncoderTask(LightningModule):

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from huvr.errors import HuvrError
-from huvr.model.encoder import is_vit
 
-from .base import FrozenEncoder
+from .base import FrozenEncoder, patch_size
 
 
 def starts(side: int, window: int, stride: int) -> list[int]:
@@ -45,9 +44,8 @@ def slide(images: Tensor, window: int, stride: int, predict: Callable[[Tensor], 
 
 
 def patch_of(encoder: FrozenEncoder) -> tuple[int, int] | None:
-    """Height and width in pixels of a ViT's patches; None of other networks."""
-    network = encoder.network
-    return network.patch_embed.feat_ratio(as_scalar=False) if is_vit(network) else None
+    """Height and width in pixels of the patches of a ViT or MAE; None of other networks."""
+    return patch_size(encoder.network)
 
 
 def check_window(window: int, stride: int, encoder: FrozenEncoder) -> None:

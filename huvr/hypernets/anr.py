@@ -97,7 +97,8 @@ class ANR(HyperINR):
             max_frequency=max_frequency, threshold=threshold,
         )  # fmt: skip
         width = transformer.width
-        self.least, self.frequencies, self.max_frequency = tokenizer.patch, width // 4, max_frequency
+        self.least, self.num_features = tokenizer.patch, width
+        self.frequencies, self.max_frequency = width // 4, max_frequency
         self.tokenizer = Tokenizer(tokenizer, width)
         self.encoder = blocks(transformer)
         self.weight_tokens = nn.Parameter(torch.randn(instance_tokens, width))

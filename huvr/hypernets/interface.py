@@ -22,7 +22,7 @@ class INRParameters:
     """What tells the INR of one image from that of another.
 
     Attributes:
-        tensors: each ``(B, …)``; what they mean is up to the network.
+        tensors: each ``(B, …, D)``, vectors of D numbers; what they mean is up to the network.
         size: (H, W) of the images in pixels.
     """
 
@@ -38,13 +38,18 @@ class INRParameters:
 class HyperINR(nn.Module):
     """A hyper-network with the INR that it feeds. Images are float in [0, 1]; what it paints is unclamped.
 
-    A subclass has ``encode``, ``tokens`` and ``_paint``, and the attribute ``least``, the side in pixels of the smallest image.
+    A subclass has ``encode``, ``tokens`` and ``_paint``.
 
     Args:
         config: the arguments of the subclass, plain values and dataclasses; a checkpoint keeps them.
+
+    Attributes:
+        least: side in pixels of the smallest image.
+        num_features: numbers per token of ``tokens``, by timm's name for it.
     """
 
     least: int
+    num_features: int
 
     def __init__(self, **config: Any) -> None:
         super().__init__()

@@ -15,15 +15,20 @@ from huvr.model.tokens import Tokens
 class LIFTImages(HyperINR):
     """A trained LIFT network for images of three colours; its parameters of an image are the latents of all levels.
 
+    Args:
+        lift: the network.
+        size: (H, W) in pixels of the images that it learned; empty where not known.
+
     Raises:
         HuvrError: for a network of volumes.
     """
 
-    def __init__(self, lift: LIFT) -> None:
+    def __init__(self, lift: LIFT, size: tuple[int, ...] = ()) -> None:
         if (lift.config.dims, lift.config.channels) != (2, 3):
             raise HuvrError(f"LIFT of {lift.config.dims} dimensions and {lift.config.channels} channels paints no images")
         super().__init__(lift=lift.config)
-        self.lift, self.least = lift, lift.config.places
+        self.size = size
+        self.lift, self.least, self.num_features = lift, lift.config.places, lift.config.latents[-1][1]
 
     def encode(self, images: Tensor, mask: Tensor | None = None) -> INRParameters:
         return INRParameters(find_latents(self.lift, images), self.check(images))

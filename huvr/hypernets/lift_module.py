@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from huvr.released import check_tensors
 from huvr.viz import panel, to_uint8
 
 Batch = dict[str, Tensor]
-CONFIG_KEY = "lift_config"
+CONFIG_KEY, SIZE_KEY = "lift_config", "lift_size"  # of a checkpoint; the size is that of the signals it learned
 PICTURED = 8  # signals in the pictures
 STATIONS = 8  # pictures on the way from one signal to another
 
@@ -139,6 +140,8 @@ class MetaLearning(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = asdict(self.net.config)
+        if self._pictured is not None:
+            checkpoint[SIZE_KEY] = list(self._pictured.shape[2:])
 
 
 def as_pictures(signals: Tensor) -> Tensor:
@@ -157,13 +160,17 @@ def load(path: str | Path) -> LIFT:
     Raises:
         HuvrError: for another kind of file, or a damaged one.
     """
-    content = read_torch(Path(path))
+    return rebuild(read_torch(Path(path)), str(path)).eval()
+
+
+def rebuild(content: Mapping[str, Any], where: str) -> LIFT:
+    """The network of what a checkpoint holds; ``where`` names it in errors."""
     if CONFIG_KEY not in content:
-        raise HuvrError(f"{path}: not a checkpoint of LIFT; expected one that huvr fit wrote with huvr.hypernets.lift_module")
+        raise HuvrError(f"{where}: not a checkpoint of LIFT; expected one that huvr fit wrote with huvr.hypernets.lift_module")
     settings = dict(content[CONFIG_KEY])
     settings["latents"] = tuple(tuple(level) for level in settings["latents"])
     net = LIFT(LIFTConfig(**settings))
     tensors = {name.removeprefix("net."): tensor for name, tensor in content["state_dict"].items()}
-    check_tensors(tensors, net.state_dict(), str(path))
+    check_tensors(tensors, net.state_dict(), where)
     net.load_state_dict(tensors)
-    return net.eval()
+    return net

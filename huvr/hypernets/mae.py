@@ -46,7 +46,7 @@ class MAE(HyperINR):
         for wide, over in ((width, heads), (decoder_width, decoder_heads)):
             if wide < 1 or wide % over or wide % 4:
                 raise HuvrError(f"width {wide}, heads {over}: expected a multiple of 4 and of the heads")
-        self.least = self.patch = patch
+        self.least, self.patch, self.num_features = patch, patch, width
 
         def layer(dim: int, heads: int) -> Block:
             return Block(dim, heads, qkv_bias=True)

@@ -27,7 +27,7 @@ class PatchwiseHUVR(HyperINR):
     def __init__(self, net: HUVRConfig) -> None:
         super().__init__(net=net)
         self.net = HUVR(net)
-        self.least = self.net.patch
+        self.least, self.num_features = self.net.patch, self.net.encoder.dim
 
     @classmethod
     def of(cls, model: HUVR) -> PatchwiseHUVR:

@@ -17,8 +17,8 @@ from huvr.model.tokens import Tokens
 class WeightTokenINR(HyperINR):
     """Data tokens and weight tokens pass one transformer; heads make columns of numbers of the weight tokens.
 
-    The parameters of an image are, for each modulated layer, ``(B, in, columns)``. A subclass makes weights of them
-    in ``weight``.
+    The parameters of an image are, for each modulated layer, ``(B, columns, in)``, a vector of each weight token. A subclass
+    makes weights of them in ``weight``.
 
     Args:
         tokenizer, transformer, inr: shapes.
@@ -37,7 +37,7 @@ class WeightTokenINR(HyperINR):
         **config: object,
     ) -> None:
         super().__init__(tokenizer=tokenizer, transformer=transformer, inr=inr, **config)
-        self.least = tokenizer.patch
+        self.least, self.num_features = tokenizer.patch, transformer.width
         self.columns = dict(columns)
         self.tokenizer = Tokenizer(tokenizer, transformer.width)
         self.weight_tokens = nn.Parameter(torch.randn(sum(columns.values()), transformer.width))
@@ -56,8 +56,7 @@ class WeightTokenINR(HyperINR):
         size = self.check(images)
         out = self._transformed(images)[0][:, -len(self.weight_tokens) :]
         parts = out.split([*self.columns.values()], dim=1)
-        factors = (head(part).transpose(1, 2) for head, part in zip(self.heads, parts, strict=True))
-        return INRParameters(tuple(factors), size)
+        return INRParameters(tuple(head(part) for head, part in zip(self.heads, parts, strict=True)), size)
 
     def tokens(self, images: Tensor) -> Tokens:
         """The data tokens as they leave the transformer; their mean stands for the global one."""
@@ -72,4 +71,4 @@ class WeightTokenINR(HyperINR):
 
     def _paint(self, parameters: INRParameters, coordinates: Tensor) -> Tensor:
         factors = zip(self.columns, parameters.tensors, strict=True)
-        return self.mlp(coordinates, {layer: self.weight(layer, factor) for layer, factor in factors})
+        return self.mlp(coordinates, {layer: self.weight(layer, factor.transpose(1, 2)) for layer, factor in factors})

@@ -12,9 +12,11 @@ from torch import Tensor
 from huvr import weights
 from huvr.errors import HuvrError
 from huvr.files import read_torch
+from huvr.hypernets import lift_module
 from huvr.hypernets.anr import ANR
 from huvr.hypernets.ginr import GINR
 from huvr.hypernets.interface import HyperINR
+from huvr.hypernets.lift_images import LIFTImages
 from huvr.hypernets.mae import MAE
 from huvr.hypernets.patchwise import PatchwiseHUVR
 from huvr.hypernets.transinr import TransINR
@@ -33,17 +35,22 @@ def load(source: str | Path, device: str = "cpu") -> HyperINR:
     """A trained network, in eval mode.
 
     Args:
-        source: the run directory or a checkpoint (``.ckpt``) of :class:`~huvr.hypernets.module.HyperNetwork`; or whatever
-            else ``huvr.load`` opens, which becomes a :class:`~huvr.hypernets.patchwise.PatchwiseHUVR`.
+        source: the run directory or a checkpoint (``.ckpt``) of :class:`~huvr.hypernets.module.HyperNetwork`, or of LIFT's
+            :class:`~huvr.hypernets.lift_module.MetaLearning` on images; or whatever else ``huvr.load`` opens, which becomes
+            a :class:`~huvr.hypernets.patchwise.PatchwiseHUVR`.
         device: where to put it.
 
     Raises:
         HuvrError: for a source that is none of these, or damaged.
     """
     path = weights._locate(source)
-    if path.suffix == ".ckpt" and KEY in (content := read_torch(path)):
+    content = read_torch(path) if path.suffix == ".ckpt" else {}
+    if KEY in content:
         return rebuild(content, str(path)).to(device).eval()
-    return PatchwiseHUVR.of(weights.load(source, device)).eval()
+    if lift_module.CONFIG_KEY in content:
+        lift = lift_module.rebuild(content, str(path))
+        return LIFTImages(lift, tuple(content.get(lift_module.SIZE_KEY, ()))).to(device).eval()
+    return PatchwiseHUVR.of(weights.load(path, device)).eval()
 
 
 def rebuild(content: Mapping[str, Any], where: str) -> HyperINR:

@@ -44,7 +44,7 @@ def numbers(tensor: Tensor) -> np.ndarray:
 
 def weights_of_image(net: HyperINR, parameters: INRParameters, image: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Every weight matrix of one image, built by loops as the papers have it."""
-    factors = {layer: numbers(t[image]) for layer, t in zip(net.columns, parameters.tensors, strict=True)}
+    factors = {layer: numbers(t[image]).T for layer, t in zip(net.columns, parameters.tensors, strict=True)}
     layers = []
     for layer, bias in enumerate(net.mlp.biases):
         if isinstance(net, GINR) and layer in factors:
