@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
@@ -25,7 +26,8 @@ class Retrieval(FrozenEncoderTask):
 
     recall@k is the share of queries with an image of their class among the first k, mAP the mean over queries of the
     average precision of the whole ranking. Queries are the test split, the gallery is the training split. The keys of the
-    gallery, as they come back from where they were stored, lie in memory; similarities are formed for a few queries at a time.
+    gallery, as they come back from where they were stored, are read from the disk for a few queries at a time; FAISS alone
+    keeps them in memory.
 
     Args:
         encoder: the frozen encoder.
@@ -56,17 +58,17 @@ class Retrieval(FrozenEncoderTask):
         gallery = batch if self.leave_one_out else self.trainer.datamodule.train  # type: ignore[attr-defined]
         if max(self.k) > len(gallery) - self.leave_one_out:
             raise HuvrError(f"k {max(self.k)}: there are only {len(gallery) - self.leave_one_out} images to be found")
-        keys, labels = unit_keys(gallery)
-        index_of_keys = flat_index(keys) if self.index == "faiss" else None
+        labels = torch.from_numpy(gallery.entry.labels).to(self.device)
+        index_of_keys = flat_index(gallery) if self.index == "faiss" else None
         images_of_class = labels.bincount(minlength=len(gallery.classes))
         totals: dict[str, float] = defaultdict(float)
         queries = start = 0
         for features, classes in batch.pieces(max(1, SIMILARITIES // len(gallery))):
             features = F.normalize(features, dim=1)
-            own = torch.arange(start, start + len(features), device=keys.device) if self.leave_one_out else None
+            own = torch.arange(start, start + len(features), device=labels.device) if self.leave_one_out else None
             asked = images_of_class[classes] > self.leave_one_out
             if index_of_keys is None:
-                similar, hits = ranking(features, classes, keys, labels, own)
+                similar, hits = ranking(features, classes, unit_keys(gallery), labels, own)
                 totals["map"] += average_precision(similar[asked], hits[asked]).double().sum().item()
             else:
                 hits = first_found(index_of_keys, features, classes, labels, own, max(self.k))
@@ -80,24 +82,25 @@ class Retrieval(FrozenEncoderTask):
         self.log_dict({name: 100 * total / queries for name, total in totals.items()}, batch_size=len(batch))
 
 
-def unit_keys(split: FeatureSplit) -> tuple[Tensor, Tensor]:
-    """All features of a split at length one, ``(N, D)``, and their labels ``(N,)``."""
-    pieces = [(F.normalize(features, dim=1), labels) for features, labels in split.pieces()]
-    return torch.cat([features for features, _ in pieces]), torch.cat([labels for _, labels in pieces])
+def unit_keys(split: FeatureSplit) -> Iterator[Tensor]:
+    """The features of a split at length one, ``(n, D)`` at a time."""
+    return (F.normalize(features, dim=1) for features, _ in split.pieces())
 
 
-def ranking(queries: Tensor, classes: Tensor, keys: Tensor, labels: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
+def ranking(
+    queries: Tensor, classes: Tensor, keys: Iterable[Tensor], labels: Tensor, own: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The whole gallery by similarity to each query.
 
     Args:
-        queries, keys: ``(Q, D)`` and ``(N, D)`` of length one.
-        classes, labels: those of the queries and of the gallery.
+        queries, keys: ``(Q, D)``, and ``(n, D)`` piece by piece, of length one.
+        classes, labels: those of the queries ``(Q,)`` and of the gallery ``(N,)``.
         own: the place of each query in the gallery, which comes last and is no hit; None where they are none of it.
 
     Returns:
         Similarities in falling order, and whether the image there is of the query's class, ``(Q, N)`` both.
     """
-    similar, matches = queries @ keys.T, classes[:, None] == labels
+    similar, matches = torch.cat([queries @ piece.T for piece in keys], dim=1), classes[:, None] == labels
     if own is not None:
         similar.scatter_(1, own[:, None], -torch.inf)
         matches.scatter_(1, own[:, None], False)
@@ -116,12 +119,13 @@ def average_precision(similar: Tensor, hits: Tensor) -> Tensor:
     return (precision * hits).sum(1) / hits.sum(1)
 
 
-def flat_index(keys: Tensor) -> Any:
+def flat_index(gallery: FeatureSplit) -> Any:
     """FAISS's exact index of dot products."""
     import faiss
 
-    index = faiss.IndexFlatIP(keys.shape[1])
-    index.add(keys.cpu().numpy())
+    index = faiss.IndexFlatIP(gallery.dim)
+    for keys in unit_keys(gallery):
+        index.add(keys.cpu().numpy())
     return index
 
 

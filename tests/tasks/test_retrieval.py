@@ -70,7 +70,7 @@ def test_average_precision_is_that_of_scikit_learn_ties_included() -> None:
 
 def test_the_image_itself_comes_last_and_is_no_hit() -> None:
     keys, labels = torch.eye(3), torch.tensor([0, 0, 1])
-    similar, hits = ranking(keys[1:2], labels[1:2], keys, labels, torch.tensor([1]))
+    similar, hits = ranking(keys[1:2], labels[1:2], keys.split(2), labels, torch.tensor([1]))
     assert similar.tolist() == [[0, 0, -torch.inf]]
     assert hits.tolist() == [[True, False, False]]
 
