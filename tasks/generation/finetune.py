@@ -90,6 +90,13 @@ class DecoderFinetuning(Pretraining):
         super().on_fit_start()
         self.deviations = self._deviations()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """An average of weights that never change differs from them by rounding: TinToks of another network, to a generator."""
+        super().on_save_checkpoint(checkpoint)
+        if "current_model_state" in checkpoint:  # of a callback that averages
+            for name in (name for name, parameter in self.named_parameters() if not parameter.requires_grad):
+                checkpoint["state_dict"][name] = checkpoint["current_model_state"][name]
+
     @torch.no_grad()
     def _deviations(self) -> tuple[Tensor, Tensor]:
         """Of the channels of global and of patch TinToks, ``(d,)`` each: the same whenever training goes on."""

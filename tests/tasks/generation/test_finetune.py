@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor
 
 import huvr
@@ -42,7 +42,7 @@ def finetune(quiet: Any, encoder: str, pictures: Path) -> Finetune:
 
 def saving(run: str) -> dict[str, Any]:
     kept = ModelCheckpoint(f"{run}/checkpoints", "{step}", every_n_train_steps=2, save_top_k=-1, monitor=None)
-    return {"enable_checkpointing": True, "callbacks": [kept]}
+    return {"enable_checkpointing": True, "callbacks": [EMAWeightAveraging(decay=0.6, use_buffers=False), kept]}
 
 
 def test_encoder_and_tintoks_stay_and_the_rest_learns(finetune: Finetune, encoder: str) -> None:
@@ -126,6 +126,7 @@ def test_the_shipped_config_runs(pictures: Path, encoder: str) -> None:
     }  # fmt: skip
     assert main(["fit", "--config", "generate/decoder.yaml", *(f"--{name}={value}" for name, value in options.items())]) == 0
     assert huvr.load("runs/decoder").reconstruct(torch.rand(1, 3, 32, 32)).isfinite().all()
+    assert TinToks(encoder).fingerprint == TinToks("runs/decoder").fingerprint
     config = (Path(__file__).parents[3] / "configs/generate/decoder.yaml").read_text()
     for words in ("huvr fit --config generate/decoder.yaml --model.encoder CKPT", "Hardware: ", "Time: ", "Metric: "):
         assert words in config
