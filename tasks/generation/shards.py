@@ -43,9 +43,12 @@ class Store:
         self.keys: list[dict[str, Any]] = [key | {"images": [start, min(start + IMAGES, len(rows))]} for start in starts]
 
     def complete(self, batch_size: int, workers: int) -> None:
-        """Compute what is missing."""
+        """Compute what is missing; of what is cut off it warns."""
         for key in self.keys:
             if cache.find(self.folder, key) is None:
+                path, _, description = cache.files(self.folder, key)
+                if description.exists():
+                    warnings.warn(f"{path}: latents cut off or changed since they were written; computed again", stacklevel=2)
                 first, last = key["images"]
                 part = Rows(self.rows.table, self.rows.numbers[first:last], self.rows.source)
                 title = f"latents of {self.rows.source}, images {first} to {last - 1}"
