@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -16,43 +17,48 @@ from torchvision.utils import make_grid
 
 from huvr.data.loader import Batch
 from huvr.errors import HuvrError
+from huvr.hypernets.patchwise import PatchwiseHUVR
+from huvr.hypernets.weights import load
 from huvr.losses import LPIPSLoss, LPIPSNet
 from huvr.metrics import psnr, ssim, ssim_nhwc
-from huvr.model import HUVR
 from huvr.viz import GAP, save_png, to_uint8
 
-from .base import EncoderConfig, FrozenEncoderTask
+from .base import EncoderConfig
 from .frechet import FrechetConfig, FrechetNetwork
 from .pictures import Pictures
 from .rivals import SDVAE, PatchPCA, jpeg
+from .storage import parameters_stored
 
 Rival = Literal["pca", "jpeg", "sdvae"]
-# Images (B, 3, H, W) in [0, 1], and the bytes that TinToks take of each, to what is left of them, and the bytes it took.
+# Images (B, 3, H, W) in [0, 1], and the bytes that the network takes for each, to what is left of them, and the bytes it took.
 Format = Callable[[Tensor, int], tuple[Tensor, list[int]]]
 
+PCA_PATCH = 16  # pixels, beside a network without patches of its own
 PSNR_MOST = 100.0  # dB: a picture without any error must not make the mean infinite
 SHOWN = 4  # images in the picture of the run folder
 
 
-class Reconstruction(FrozenEncoderTask):
-    """Drawing images from their stored TinToks, beside other formats of the same size.
+class Reconstruction(LightningModule):
+    """Drawing images from their stored TinToks, beside other formats of the same size; any hyper-network's parameters alike.
 
     Measured per image and averaged, as the released validate.py does: PSNR, SSIM and LPIPS of the unclamped drawing; beside
     them the PSNR of its 8-bit picture, and ``ssim_nhwc``, the form in which HUVR's SSIM was computed. Fréchet distances
     are of 8-bit pictures. ``details["rivals"]`` has the same of each rival, with its bytes and the number of images that took
-    more of them than TinToks; ``drawings.png`` in the run folder shows a few images: original | HUVR | rivals.
+    more of them than TinToks; ``drawings.png`` in the run folder shows a few images: original | network | rivals.
 
     Args:
-        encoder: a HUVR network, with ``tokens`` "tintok"; ``stored`` decides what a TinTok costs, and PCA's components alike.
+        encoder: a HUVR network, with ``tokens`` "tintok", or another hyper-network, whose INR parameters of an image stand for
+            TinToks then; ``stored`` decides what these cost, and PCA's components alike.
         lpips: trunks to measure LPIPS with: vgg (the paper's), alex, squeeze.
         lpips_trunks: local files with torchvision's weights of these trunks, by name; the others are downloaded.
         frechet: a network to measure the Fréchet distance with.
-        rivals: "pca", per-patch PCA with as many numbers a patch, fitted to training images; "jpeg", at the greatest quality
-            within the bytes of all TinToks of the image; "sdvae", the VAE of Stable Diffusion at the bytes it needs.
+        rivals: "pca", per-patch PCA fitted to training images, with as many components of HUVR's own patches, or of 16-pixel
+            patches beside other networks, as the bytes of all TinToks of the image hold; "jpeg", at the greatest quality
+            within these bytes; "sdvae", the VAE of Stable Diffusion at the bytes it needs.
         sdvae: the diffusers repository or folder of that VAE.
     """
 
-    headline = "psnr"
+    headline, lower_is_better = "psnr", False
 
     def __init__(
         self,
@@ -63,8 +69,9 @@ class Reconstruction(FrozenEncoderTask):
         rivals: tuple[Rival, ...] = ("pca", "jpeg"),
         sdvae: str = "stabilityai/sd-vae-ft-mse",
     ) -> None:
+        super().__init__()
         if encoder.timm_name:
-            raise HuvrError(f"encoder {encoder.source}: only a HUVR network can draw its tokens")
+            raise HuvrError(f"encoder {encoder.source}: only a HUVR network or another hyper-network can draw")
         if encoder.tokens != "tintok":
             raise HuvrError(f"tokens {encoder.tokens}: reconstruction is from TinToks: --tokens tintok")
         for name, chosen, allowed in (("lpips", lpips, LPIPSNet), ("rivals", rivals, Rival)):
@@ -72,13 +79,15 @@ class Reconstruction(FrozenEncoderTask):
                 raise HuvrError(f"{name} {list(chosen)}: choose among {', '.join(get_args(allowed))}, each once")
         if unused := sorted({*(lpips_trunks or {})} - {*lpips}):
             raise HuvrError(f"lpips_trunks {', '.join(unused)}: not among lpips {list(lpips)}")
-        super().__init__(encoder)
+        self.config, self.net = encoder, load(encoder.source).requires_grad_(False)
+        self.details: dict[str, Any] = {}
+        if not isinstance(self.net, PatchwiseHUVR):
+            self.details["tokens"] = f"parameters of {type(self.net).__name__}"
         self.nets, self.trunks = lpips, lpips_trunks or {}
         self.frechet, self.rivals, self.sdvae = frechet, rivals, sdvae
 
     def setup(self, stage: str) -> None:
         device = self.trainer.strategy.root_device
-        self.encoder.to(device)
         self.lpips: dict[str, LPIPSLoss] = {}
         for net in self.nets:
             try:
@@ -87,7 +96,7 @@ class Reconstruction(FrozenEncoderTask):
                 raise HuvrError(f"lpips_trunks.{net}: {error}") from None
         self.network = FrechetNetwork(self.frechet, device) if self.frechet else None
         self.formats = {name: self._format(name, device) for name in self.rivals}
-        self.scores = {name: Score(self.network) for name in ("huvr", *self.formats)}
+        self.scores = {name: Score(self.network) for name in ("ours", *self.formats)}
         self.images = 0
         self.shown: list[list[Tensor]] = []
 
@@ -95,17 +104,13 @@ class Reconstruction(FrozenEncoderTask):
         """A rival, ready to store images."""
         if name == "jpeg":
             return jpeg
-        kind = self.encoder.config.stored
+        kind = self.config.stored
         if name == "sdvae":
             vae = SDVAE(self.sdvae, device)
             return lambda images, _: vae.stored(images, kind)
         batches = (batch["image"].to(device).float() / 255 for batch in self._data.train_dataloader() if len(batch["image"]))
-        pca = PatchPCA(batches, self._model.patch, self.encoder.dim)
-        return lambda images, _: pca.stored(images, kind)
-
-    @property
-    def _model(self) -> HUVR:
-        return self.encoder.model  # type: ignore[return-value]  # a timm network does not come past __init__
+        pca = PatchPCA(batches, self.net.net.patch if isinstance(self.net, PatchwiseHUVR) else PCA_PATCH)
+        return lambda images, limit: pca.stored(images, kind, limit)
 
     @property
     def _data(self) -> Pictures:
@@ -119,10 +124,11 @@ class Reconstruction(FrozenEncoderTask):
         if not len(originals):
             return
         images = originals.float() / 255
-        tokens = self.encoder(images)
-        size = self.encoder.stored_bytes(tokens)
-        drawn = self._model.render(self._model.expand(tokens), (images.shape[2], images.shape[3]))
-        drawings = {"huvr": (drawn, [size] * len(images))} | {name: way(images, size) for name, way in self.formats.items()}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            parameters = self.net.encode(images)
+        kept, size = parameters_stored(parameters, self.config.stored)
+        drawn = self.net.render(kept)
+        drawings = {"ours": (drawn, [size] * len(images))} | {name: way(images, size) for name, way in self.formats.items()}
         features = self.network(originals) if self.network else None
         for name, (drawing, sizes) in drawings.items():
             picture = to_uint8(drawing).to(self.device)
@@ -147,7 +153,7 @@ class Reconstruction(FrozenEncoderTask):
         if self.network and self.images < 2:
             raise HuvrError(f"frechet: {self.images} image(s), at least 2 are needed")
         results = {name: score.result() for name, score in self.scores.items()}
-        ours = results.pop("huvr")
+        ours = results.pop("ours")
         self.log_dict(ours["metrics"])
         self.details |= {name: ours[name] for name in ("bytes_per_image", "bits_per_pixel")}
         self.details |= {"rivals": results, "data": self._data.description(self.images)}

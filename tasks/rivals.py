@@ -28,10 +28,10 @@ class PatchPCA:
     Args:
         images: batches ``(B, 3, H, W)`` to fit it to.
         patch: in pixels.
-        components: numbers kept per patch, at most the ``3 * patch²`` it has.
+        components: numbers kept per patch; None or more than the ``3 * patch²`` it has keeps all.
     """
 
-    def __init__(self, images: Iterable[Tensor], patch: int, components: int) -> None:
+    def __init__(self, images: Iterable[Tensor], patch: int, components: int | None = None) -> None:
         self.patch, dim = patch, 3 * patch**2
         moments: Moments | None = None
         for batch in images:
@@ -39,17 +39,29 @@ class PatchPCA:
             moments.add(self._patches(batch).flatten(0, 1))
         if moments is None:
             raise HuvrError("per-patch PCA: no images to fit it to")
-        self.pca = PCA(moments, min(components, dim))
+        self.pca = PCA(moments, min(components or dim, dim))
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` from the components of their patches, unclamped."""
         return self._decoded(self.pca(self._patches(images)), images)
 
-    def stored(self, images: Tensor, kind: Storage) -> tuple[Tensor, list[int]]:
-        """The same from components as they come back from where they were stored, and the bytes of each image there."""
-        components = as_stored(self.pca(self._patches(images)), kind)
-        size = components.shape[1] * size_stored(components.shape[2], kind)
-        return self._decoded(components, images), [size] * len(images)
+    def stored(self, images: Tensor, kind: Storage, limit: int) -> tuple[Tensor, list[int]]:
+        """The same from the first components of each patch, one at least, as they come back from where they were stored.
+
+        Args:
+            images: ``(B, 3, H, W)`` in [0, 1].
+            kind: of storage.
+            limit: bytes of each image, which decide how many components are kept.
+
+        Returns:
+            The images, and the bytes of each.
+        """
+        components = self.pca(self._patches(images))
+        numbers = range(1, components.shape[2] + 1)
+        fitting = bisect_right(numbers, limit // components.shape[1], key=lambda number: size_stored(number, kind))
+        kept = as_stored(components[..., : max(fitting, 1)], kind)
+        size = kept.shape[1] * size_stored(kept.shape[2], kind)
+        return self._decoded(kept, images), [size] * len(images)
 
     def _patches(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` to ``(B, h * w, 3 * patch²)``, the edge repeated up to whole patches as for the network."""
@@ -57,7 +69,7 @@ class PatchPCA:
 
     def _decoded(self, components: Tensor, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        patches = (components @ self.pca.basis.T + self.pca.mean).transpose(1, 2)
+        patches = (components @ self.pca.basis[:, : components.shape[2]].T + self.pca.mean).transpose(1, 2)
         covered = (height + -height % self.patch, width + -width % self.patch)
         return F.fold(patches, covered, self.patch, stride=self.patch)[..., :height, :width]
 

@@ -17,12 +17,15 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 from safetensors.torch import save_file
 from skimage.metrics import peak_signal_noise_ratio
+from tiny_hypernets import run_of, tiny
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 import huvr
 from huvr.cli import main
 from huvr.errors import HuvrError
+from huvr.hypernets.coordinates import pixel_centres
+from huvr.hypernets.interface import INRParameters
 from huvr.losses import LPIPSLoss
 from huvr.metrics import ssim, ssim_nhwc
 from huvr.tasks.base import EncoderConfig
@@ -95,6 +98,48 @@ def test_rivals_are_measured_alike(quiet: Any, encoder: str, pictures: Path) -> 
     assert rivals["pca"]["bytes_per_image"] == 2 * 8 * 16  # there is no global token
     assert rivals["jpeg"]["images_larger_than_tintoks"] == 6  # the headers of a JPEG alone are more than 272 bytes
     assert rivals["jpeg"]["bytes_per_image"] > 272
+
+
+# Vectors of an image and the numbers of each: a weight token for every column, an instance token, latents of two levels.
+STORED = {"TransINR": [(27, 16)], "GINR": [(12, 16)], "ANR": [(6, 32)], "LIFT": [(1, 8), (4, 6)]}
+
+
+@pytest.mark.parametrize("stored", ["fp16", "int8"])
+@pytest.mark.parametrize("name", STORED)
+def test_parameters_of_other_hyper_networks_are_stored_and_drawn_alike(
+    quiet: Any, pictures: Path, tmp_path: Path, name: str, stored: str
+) -> None:
+    task = Reconstruction(EncoderConfig(run_of(tiny(name), tmp_path / "run"), "tintok", stored=stored))  # type: ignore[arg-type]
+    metrics = measured(quiet, task, size=32)
+    net, images, drawings = tiny(name).eval(), views(pictures, "val", 32), []
+    for image in images:
+        with torch.no_grad():
+            found = net.encode(image)
+            kept = INRParameters(tuple(as_numpy_stores(tensor, stored) for tensor in found.tensors), found.size)
+            drawings.append(net.query(kept, pixel_centres((32, 32))).transpose(1, 2).unflatten(2, (32, 32)))
+    assert metrics["psnr"] == pytest.approx(mean_psnr(drawings, images), abs=1e-3)
+    size = sum(count * (2 * numbers if stored == "fp16" else numbers + 2) for count, numbers in STORED[name])
+    assert found.numbers == sum(count * numbers for count, numbers in STORED[name])
+    assert task.details["bytes_per_image"] == size
+    assert task.details["tokens"] == f"parameters of {type(net).__name__}"
+    components = size // 4 // 2 if stored == "fp16" else size // 4 - 2  # of each of four patches of 16 pixels
+    pca = task.details["rivals"]["pca"]
+    assert pca["bytes_per_image"] == 4 * (2 * components if stored == "fp16" else components + 2) <= size
+    drawn = [PatchPCA(views(pictures, "train", 32), 16, components).reconstruct(image) for image in images]
+    assert pca["metrics"]["psnr"] == pytest.approx(mean_psnr(drawn, images), abs=0.3)  # less what storing takes
+
+
+def test_mae_has_nothing_to_draw_without_masks(quiet: Any, pictures: Path, tmp_path: Path) -> None:
+    task = Reconstruction(EncoderConfig(run_of(tiny("MAE"), tmp_path / "run"), "tintok"))
+    with pytest.raises(HuvrError, match=r"MAE paints hidden patches only: it needs a mask .*huvr probe --task minr"):
+        measured(quiet, task, size=32)
+
+
+def test_the_parameters_of_another_network_from_the_command_line(pictures: Path, tmp_path: Path) -> None:
+    options = ["--data.root", "pictures", "--data.size", "32", "--data.workers", "0", "--run", "there"]
+    assert main(["probe", "--task", "reconstruction", "--encoder", run_of(tiny("GINR"), tmp_path / "run"), *options]) == 0
+    record = json.loads(Path("there/record.json").read_text())
+    assert (record["headline"], record["tokens"], record["bytes_per_image"]) == ("psnr", "parameters of GINR", 2 * 12 * 16)
 
 
 def test_whole_pictures_of_any_size(quiet: Any, encoder: str, pictures: Path) -> None:
@@ -176,7 +221,7 @@ def test_patch_pca_of_any_size_and_stored() -> None:
     pca = PatchPCA([SMOOTH], 8, 500)  # more than a patch has
     torch.testing.assert_close(pca.reconstruct(SMOOTH), SMOOTH, rtol=0, atol=1e-4)
     for kind, size in (("fp16", 2 * 192), ("int8", 192 + 2)):
-        drawn, sizes = pca.stored(SMOOTH, kind)  # type: ignore[arg-type]
+        drawn, sizes = pca.stored(SMOOTH, kind, 10**6)  # type: ignore[arg-type]
         assert sizes == [7 * 9 * size] * 2
         assert 0 < (drawn - SMOOTH).abs().max() < 0.05
     with pytest.raises(HuvrError, match="per-patch PCA: no images to fit it to"):
@@ -262,7 +307,7 @@ def test_mistakes(encoder: str, options: dict[str, Any], line: str) -> None:
 
 
 def test_only_tintoks_of_a_huvr_network() -> None:
-    with pytest.raises(HuvrError, match="encoder timm:test_vit: only a HUVR network can draw its tokens"):
+    with pytest.raises(HuvrError, match="encoder timm:test_vit: only a HUVR network or another hyper-network can draw"):
         Reconstruction(EncoderConfig("timm:test_vit"))
     with pytest.raises(HuvrError, match="tokens pca8: reconstruction is from TinToks: --tokens tintok"):
         Reconstruction(EncoderConfig("anywhere", "pca8"))
