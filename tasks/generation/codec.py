@@ -19,6 +19,7 @@ from huvr.model.tokens import Tokens
 
 from ..base import EncoderConfig, FrozenEncoder
 from ..rivals import PatchPCA
+from .lift_codec import LIFT_PREFIX, LIFTLatents
 
 PCA_PREFIX = "pca:"
 
@@ -96,12 +97,14 @@ class PatchComponents:
         return F.fold(patches, (height, width), self.patch, stride=self.patch)
 
 
-Codec = TinToks | PatchComponents
+Codec = TinToks | PatchComponents | LIFTLatents
 
 
 def open_codec(source: str) -> Codec:
-    """Of latents that a generator learns: ``pca:FILE``, or whatever ``huvr.load`` opens."""
-    return PatchComponents(source) if source.startswith(PCA_PREFIX) else TinToks(source)
+    """Of latents that a generator learns: ``pca:FILE``, ``lift:RUN``, or whatever ``huvr.load`` opens."""
+    if source.startswith(PCA_PREFIX):
+        return PatchComponents(source)
+    return LIFTLatents(source) if source.startswith(LIFT_PREFIX) else TinToks(source)
 
 
 def save_components(images: Iterable[Tensor], patch: int, dim: int, path: Path) -> None:
