@@ -44,13 +44,18 @@ def load(source: str | Path, device: str = "cpu") -> HyperINR:
         HuvrError: for a source that is none of these, or damaged.
     """
     path = weights._locate(source)
+    net = _other_than_huvr(path) or PatchwiseHUVR.of(weights.load(path, device))
+    return net.to(device).eval()
+
+
+def _other_than_huvr(path: Path) -> HyperINR | None:
+    """The network of a checkpoint that ``huvr.load`` does not open; None of other files."""
     content = read_torch(path) if path.suffix == ".ckpt" else {}
     if KEY in content:
-        return rebuild(content, str(path)).to(device).eval()
+        return rebuild(content, str(path))
     if lift_module.CONFIG_KEY in content:
-        lift = lift_module.rebuild(content, str(path))
-        return LIFTImages(lift, tuple(content.get(lift_module.SIZE_KEY, ()))).to(device).eval()
-    return PatchwiseHUVR.of(weights.load(path, device)).eval()
+        return LIFTImages(lift_module.rebuild(content, str(path)), tuple(content.get(lift_module.SIZE_KEY, ())))
+    return None
 
 
 def rebuild(content: Mapping[str, Any], where: str) -> HyperINR:

@@ -81,6 +81,16 @@ def test_weights_of_each_image_built_plainly_paint_the_same(kind: type, modulate
     torch.testing.assert_close(shared[1], net.query(parameters, points[:1].expand(3, -1, -1))[1])
 
 
+def test_the_shared_base_of_transinr_is_not_repeated_for_every_image() -> None:
+    net, kept = tiny("TransINR"), []
+    assert isinstance(net, TransINR)
+    (factor, *_) = net.encode(pictures(3)).tensors
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        net.weight(0, factor.transpose(1, 2))
+    base = net.mlp.weights["0"]  # of which a copy for each image would be kept for the gradient in its place
+    assert [tensor.numel() for tensor in kept if tensor.data_ptr() == base.data_ptr()] == [base.numel()]
+
+
 def softmax(scores: np.ndarray) -> np.ndarray:
     e = np.exp(scores - scores.max())
     return e / e.sum()
