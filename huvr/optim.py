@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
 from timm.optim import Muon, muon
+from timm.optim.muon import zeropower_via_newtonschulz
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
+from torch.optim.optimizer import ParamsT
 
 OptimizerName = Literal["adamw", "muon"]
 
 
-class MuonOnCPU(Muon):
-    """timm's Muon with its Newton-Schulz iteration in fp32: few processors have arithmetic in bf16, and without it is slow."""
+def newton_schulz(gradient: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    """timm's, in fp32 on a CPU: few processors have arithmetic in bf16, and without it a step takes ten times as long."""
+    dtype = torch.float32 if gradient.device.type == "cpu" else torch.bfloat16
+    return zeropower_via_newtonschulz(gradient, *arguments, **{"dtype": dtype} | options)
+
+
+class PortableMuon(Muon):
+    """timm's Muon with :func:`newton_schulz`, for which it has no option."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        in_fp32 = partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
-        with patch.object(muon, "zeropower_via_newtonschulz", in_fp32):  # timm has no option for it
+        with patch.object(muon, "zeropower_via_newtonschulz", newton_schulz):
             return super().step(closure)
 
 
 def make_optimizer(
-    name: OptimizerName, parameters: Iterable[Tensor], lr: float, weight_decay: float, betas: tuple[float, float]
+    name: OptimizerName, parameters: ParamsT, lr: float, weight_decay: float, betas: tuple[float, float]
 ) -> Optimizer:
     """AdamW, as in the released recipe, or Muon (Jordan et al., 2024) for all weight matrices and NAdamW for the rest.
 
-    Muon's steps are scaled to the size of AdamW's (Moonlight, arXiv 2502.16982), so one learning rate serves both.
+    AdamW is fused into one kernel. Muon's steps are scaled to the size of AdamW's (Moonlight, arXiv 2502.16982), so one
+    learning rate serves both.
     """
     if name == "adamw":
-        return AdamW(parameters, lr, betas, weight_decay=weight_decay)
-    parameters = list(parameters)
-    kind = MuonOnCPU if all(p.device.type == "cpu" for p in parameters) else Muon
-    return kind(parameters, lr, weight_decay, nesterov=True, betas=betas, adjust_lr_fn="match_rms_adamw")
+        adamw = AdamW(parameters, lr, betas, weight_decay=weight_decay, fused=True)
+        # It could undo the loss scale of fp16 itself; then Lightning refuses to clip, in any mixed precision.
+        adamw._step_supports_amp_scaling = False
+        return adamw
+    return PortableMuon(parameters, lr, weight_decay, nesterov=True, betas=betas, adjust_lr_fn="match_rms_adamw")
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: float, floor: float = 0.0) -> float:

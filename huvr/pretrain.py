@@ -23,9 +23,9 @@ from huvr.optim import OptimizerName, make_optimizer, warmup_cosine
 from huvr.phase import draw_phase, moved
 from huvr.safety import total_norm
 from huvr.sharding import shard
-from huvr.teacher import Teacher, TeacherConfig
+from huvr.teacher import TeacherConfig, Teachers, pretrained_network
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 PLACES = ("encoder_cls", "encoder_patches", "decoder_cls", "decoder_patches")
 PICTURED = 8  # images in the grid of pictures
 
@@ -82,6 +82,11 @@ class Pretraining(LightningModule):
         lpips_net: trunk of LPIPS.
         lpips_trunk: local file with its weights, see ``LPIPSLoss``.
         pictures_every: steps between two grids of pictures in TensorBoard, 0 for none.
+        encoder_weights: what a timm network as ``net.encoder`` begins with: "hub", or a local file; None is chance.
+        encoder_lr: learning rate of the encoder, as a share of ``lr``: one that knows something already must not lose it.
+        compile: have torch compile the layers of encoder and decoder, and the INR.
+        checkpoint_activations: compute the layers of the encoder once more in the backward pass instead of keeping what lies
+            within them: less memory, more time.
 
     Raises:
         HuvrError: for a tap outside of the decoder, numbers that make no sense, an unknown teacher; and when
@@ -106,12 +111,16 @@ class Pretraining(LightningModule):
         lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg",
         lpips_trunk: str | None = None,
         pictures_every: int = 1000,
+        encoder_weights: str | None = None,
+        encoder_lr: float = 1.0,
+        compile: bool = False,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         limits = {
             f"decoder_tap {decoder_tap}: the decoder has layers 1 to {net.decoder_depth}": 1 <= decoder_tap <= net.decoder_depth,
             f"phase_jitter {phase_jitter}: expected 0 to 0.5 pixels": 0 <= phase_jitter <= 0.5,
-            f"lr {lr}: expected a positive number": lr > 0,
+            f"lr {lr}, encoder_lr {encoder_lr}: expected positive numbers": min(lr, encoder_lr) > 0,
             f"warmup {warmup}: expected a share of the steps, 0 to 1": 0 <= warmup <= 1,
             f"betas {tuple(betas)}: expected two numbers from 0 to below 1": all(0 <= beta < 1 for beta in betas),
             f"min_lr {min_lr}, weight_decay {weight_decay}: expected 0 or more": min(min_lr, weight_decay) >= 0,
@@ -119,6 +128,9 @@ class Pretraining(LightningModule):
         }
         for mistake in (text for text, kept in limits.items() if not kept):
             raise HuvrError(mistake)
+        if encoder_weights and net.encoder is None:
+            raise HuvrError(f"encoder_weights {encoder_weights}: they need net.encoder, the name of a timm ViT")
+        self.encoder_weights, self.encoder_lr, self.compiled = encoder_weights, encoder_lr, compile
         self.teachers, self.decoder_tap = tuple(teachers), decoder_tap
         self.optimizer: OptimizerName = optimizer
         self.lr, self.min_lr, self.warmup, self.weight_decay, self.betas = lr, min_lr, warmup, weight_decay, betas
@@ -132,6 +144,7 @@ class Pretraining(LightningModule):
             dims |= {numbered(place, number): teacher.dim for place in self.places}
             self.weights |= {numbered(place, number): self.weights[place] for place in self.places}
         self.net = HUVR(replace(net, distill_dims=dims))
+        self.net.encoder.vit.set_grad_checkpointing(checkpoint_activations)
         # Lightning's own mean over ranks rounds the number of images per rank, which need not be whole.
         self.means = nn.ModuleDict({"psnr": MeanMetric(), "ssim": MeanMetric()})
         self._pictured: Tensor | None = None
@@ -139,14 +152,29 @@ class Pretraining(LightningModule):
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def configure_model(self) -> None:
-        """In shards, where the trainer's strategy says so."""
+        """Compiled where asked for, and in shards where the trainer's strategy says so."""
+        layers = [*self.net.encoder.vit.blocks, *self.net.decoder.layers]
+        if self.compiled:  # one by one: they share their code, and gradients are sent while others are computed
+            for part in (*layers, self.net.inr):
+                part.compile()
         if self.device_mesh is not None:
-            shard(self, [*self.net.encoder.vit.blocks, *self.net.decoder.layers], self.device_mesh["data_parallel"])
+            shard(self, layers, self.device_mesh["data_parallel"])
+
+    def setup(self, stage: str) -> None:
+        # A checkpoint that training goes on from is read after this, and has the last word.
+        if stage == "fit" and self.encoder_weights:
+            config, vit = self.net.config, self.net.encoder.vit
+            shape = {"img_size": config.image_size, "global_pool": ""}  # as the encoder is made
+            tensors = pretrained_network(TeacherConfig(config.encoder or "", self.encoder_weights, arguments=shape)).state_dict()
+            vit.load_state_dict({name: tensors[name] for name in vit.state_dict()})
 
     def on_fit_start(self) -> None:
         # Not earlier: the EMA callback copies the module before, and validate and predict go without teachers.
-        self._teachers = [Teacher(config, self.device) for config in self.teachers]
+        self._teachers = Teachers(self.teachers, self.device, bf16=str(self.trainer.precision).startswith("bf16"))
         self._lpips = LPIPSLoss(self.lpips_net, self.lpips_trunk, self.device) if self.weights["lpips"] else None
+
+    def on_train_epoch_start(self) -> None:
+        self._teachers.forget()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images = images_of(batch)
@@ -164,7 +192,9 @@ class Pretraining(LightningModule):
         phase = draw_phase(self.phase_jitter, self.seed, self.global_step)
         painted, target = self.net.paint(decoded, phase), moved(images, phase)
 
-        losses = self.painting_losses(painted, target) | self.distillation_losses(images, encoded, tapped[self.decoder_tap])
+        losses = self.painting_losses(painted, target)
+        targets = self._teachers(images, encoded.grid, batch.get("echo"))
+        losses |= self.distillation_losses(targets, encoded, tapped[self.decoder_tap])
         if self.weights["koleo"]:
             losses["koleo"] = self.koleo(encoded.cls)
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
@@ -188,15 +218,14 @@ class Pretraining(LightningModule):
             losses["lpips"] = self._lpips(painted, target)
         return losses
 
-    def distillation_losses(self, images: Tensor, encoded: Tokens, decoded: Tokens) -> dict[str, Tensor]:
-        """The losses against every teacher at every place, by name."""
+    def distillation_losses(self, targets: list[Tokens], encoded: Tokens, decoded: Tokens) -> dict[str, Tensor]:
+        """The losses against what every teacher says, at every place, by name."""
         losses = {}
-        for number, teacher in enumerate(self._teachers):
-            targets = teacher(images, encoded.grid)
+        for number, target in enumerate(targets):
             for place in self.places:
                 side, kind = place.split("_")
                 name, student = numbered(place, number), encoded if side == "encoder" else decoded
-                losses[name] = distillation_loss(self.net.distill[name](getattr(student, kind)), getattr(targets, kind))
+                losses[name] = distillation_loss(self.net.distill[name](getattr(student, kind)), getattr(target, kind))
         return losses
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -225,7 +254,10 @@ class Pretraining(LightningModule):
         if math.isinf(steps):
             raise HuvrError("training without an end has no schedule: give the trainer max_epochs or max_steps")
         peak = self.lr * self.effective_batch() / 256
-        optimizer = make_optimizer(self.optimizer, self.parameters(), peak, self.weight_decay, self.betas)
+        encoder = {*self.net.encoder.parameters()}
+        rest = [parameter for parameter in self.parameters() if parameter not in encoder]
+        groups = [{"params": rest}, {"params": [*self.net.encoder.parameters()], "lr": self.encoder_lr * peak}]
+        optimizer = make_optimizer(self.optimizer, groups, peak, self.weight_decay, self.betas)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, int(steps), self.warmup * steps, self.min_lr / peak)
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from textwrap import shorten
@@ -12,7 +13,7 @@ import timm
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from timm.models import get_pretrained_cfg
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from huvr.errors import HuvrError
@@ -97,12 +98,22 @@ class Teacher:
 
     It is no ``nn.Module`` on purpose: its parameters belong to no optimiser, no average and no checkpoint.
 
+    Args:
+        config: which network.
+        device: where it runs.
+        bf16: whether its products are computed in bf16, its norms in fp32; else in the precision of its surroundings.
+
     Raises:
         HuvrError: for a name unknown to timm, weights that cannot be fetched, or a file that does not fit.
     """
 
-    def __init__(self, config: TeacherConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: TeacherConfig, device: torch.device | str = "cpu", bf16: bool = False) -> None:
         self.network: Any = pretrained_network(config).eval().requires_grad_(False).to(device)
+        self.bf16 = bf16
+        if bf16:  # autocast would do so anew for each batch
+            for layer in self.network.modules():
+                if isinstance(layer, nn.Linear | nn.Conv2d):
+                    layer.to(torch.bfloat16)
         own = self.network.pretrained_cfg
         self.mean, self.std = (
             torch.tensor(given or own[key], device=device).view(1, 3, 1, 1)
@@ -118,8 +129,9 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, images: Tensor, grid: tuple[int, int]) -> Tokens:
         """Crops ``(B, 3, H, W)`` in [0, 1] to tokens on the student's ``grid``."""
-        size = self.input_size(images.shape[-2:], grid)
-        tokens = tokens_of(self.network, (resize(images, size) - self.mean) / self.std)
+        normalised = (resize(images, self.input_size(images.shape[-2:], grid)) - self.mean) / self.std
+        with torch.autocast(images.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            tokens = tokens_of(self.network, normalised)
         patches = resize(tokens.map.float(), grid).flatten(2).transpose(1, 2)
         return replace(tokens, patches=patches, cls=tokens.cls.float(), grid=grid)
 
@@ -134,6 +146,34 @@ class Teacher:
             scale = self.image_size / (height * width) ** 0.5
             return max(1, round(height * scale / down)) * down, max(1, round(width * scale / across)) * across
         return (grid[0] * down, grid[1] * across) if vit else (height, width)
+
+
+class Teachers:
+    """All teachers of a training, which look once at a batch that is trained on several times (``echoes`` of ``Images``)."""
+
+    def __init__(self, configs: Sequence[TeacherConfig], device: torch.device | str = "cpu", bf16: bool = False) -> None:
+        self.teachers = [Teacher(config, device, bf16) for config in configs]
+        self._kept: dict[int, list[Tokens]] = {}  # by the number of the batch
+
+    def __call__(self, images: Tensor, grid: tuple[int, int], echo: tuple[int, int] | None = None) -> list[Tokens]:
+        """What each teacher says of crops ``(B, 3, H, W)`` in [0, 1].
+
+        Args:
+            images: the crops.
+            grid: of the student.
+            echo: of a batch that is trained on several times, its number and how often it will come again.
+        """
+        if echo is None:
+            return [teacher(images, grid) for teacher in self.teachers]
+        number, left = echo
+        targets = self._kept.pop(number, None) or self(images, grid)
+        if left:
+            self._kept[number] = targets
+        return targets
+
+    def forget(self) -> None:
+        """Let go of what was kept for batches that do not come again."""
+        self._kept.clear()
 
 
 def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:

@@ -24,8 +24,12 @@ def test_adamw_is_that_of_torch() -> None:
     before, after = stepped("adamw", 0.01)
     before.weight.grad, before.bias.grad = after.weight.grad, after.bias.grad
     torch.optim.AdamW(before.parameters(), 0.01, (0.9, 0.99), weight_decay=0.1).step()
-    assert torch.equal(before.weight, after.weight)
-    assert torch.equal(before.bias, after.bias)
+    torch.testing.assert_close(before.weight, after.weight, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(before.bias, after.bias, rtol=1e-6, atol=1e-7)
+
+
+def test_adamw_is_fused() -> None:
+    assert make_optimizer("adamw", [nn.Parameter(torch.ones(1))], 0.01, 0.1, (0.9, 0.99)).param_groups[0]["fused"]
 
 
 def test_muon_turns_the_gradient_of_a_matrix_into_the_nearest_orthogonal_one() -> None:

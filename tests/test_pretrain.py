@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partialmethod
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +16,12 @@ import timm
 import torch
 import torchvision
 from jsonargparse import ArgumentParser
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import to_dtype
@@ -253,6 +256,104 @@ def test_streams_without_length_train_for_a_number_of_steps(tmp_path: Path) -> N
     assert fit.global_step == 2
     with pytest.raises(HuvrError, match="max_epochs or max_steps"):
         trainer(tmp_path, max_steps=-1, max_epochs=-1).fit(Pretraining(TINY), loader())
+
+
+class Start(Callback):
+    """The encoder's weights when training begins."""
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.weights = {name: tensor.clone() for name, tensor in module.net.encoder.vit.state_dict().items()}  # type: ignore[union-attr]
+
+    def equal(self, others: Mapping[str, Tensor]) -> bool:
+        return all(torch.equal(tensor, others[name]) for name, tensor in self.weights.items())
+
+
+def test_the_encoder_begins_with_the_weights_of_a_timm_network_and_goes_on_with_its_own(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    network = timm.create_model("test_vit", img_size=32, global_pool="")
+    save_file(network.state_dict(), file := tmp_path / "vit.safetensors")
+    net = HUVRConfig(**{**asdict(TINY), "encoder": "test_vit", "patch": 16})
+
+    def begun(resume: Path | None = None) -> Start:
+        start, module = Start(), Pretraining(net, lr=0.1, warmup=0, pictures_every=0, encoder_weights=str(file))
+        fit = trainer(tmp_path, callbacks=[start], max_steps=4 if resume else 2)
+        fit.fit(module, loader(), ckpt_path=resume, weights_only=True)
+        fit.save_checkpoint(tmp_path / "last.ckpt")
+        return start
+
+    assert begun().equal(network.state_dict())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    resumed = begun(tmp_path / "last.ckpt")
+    assert not resumed.equal(network.state_dict())
+    assert resumed.equal({name.removeprefix("net.encoder.vit."): tensor for name, tensor in saved.items()})
+
+
+def test_encoder_weights_need_a_timm_network_and_have_to_fit(tmp_path: Path) -> None:
+    with pytest.raises(HuvrError, match=r"encoder_weights hub: they need net\.encoder, the name of a timm ViT"):
+        Pretraining(TINY, encoder_weights="hub")
+    save_file(timm.create_model("test_vit2").state_dict(), file := tmp_path / "other.safetensors")
+    module = Pretraining(HUVRConfig(**{**asdict(TINY), "encoder": "test_vit", "patch": 16}), encoder_weights=str(file))
+    with pytest.raises(HuvrError, match=r"network 'test_vit': .*(Missing key|size mismatch)"):
+        trainer(tmp_path).fit(module, loader())
+
+
+class TwoSizes:
+    """Two batches of four images of 32 pixels, two of 48."""
+
+    batch_size = 4
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return chain(loader(), loader(side=48))
+
+
+def losses_of(folder: Path, **options: Any) -> list[float]:
+    """Of four steps."""
+    torch.manual_seed(0)
+    module = Pretraining(TINY, phase_jitter=0.5, lr=0.1, warmup=0, pictures_every=0, **options)
+    trainer(folder, max_steps=4).fit(module, TwoSizes(), loader(3, 3))
+    return [event.value for event in logged(folder).Scalars("train/loss")]
+
+
+def test_the_compiled_layers_are_graphs_without_breaks_that_compute_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    # As it is, but for the last step, which needs a compiler of C++ and takes its time.
+    whole = partialmethod(nn.Module.compile, fullgraph=True, backend="aot_eager")
+    monkeypatch.setattr(nn.Module, "compile", whole)
+    compiled = losses_of(tmp_path / "compiled", compile=True)
+    np.testing.assert_allclose(compiled, losses_of(tmp_path / "plain"), rtol=1e-4)
+    # Layers of encoder and decoder and the INR: one graph for the first size, one for all others, one to measure with.
+    assert 6 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 9
+
+
+def test_the_students_whole_pass_is_one_graph() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    net = HUVR(TINY)
+
+    def student(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        encoded = net.encode(images)
+        decoded, taps = net.decoder(net.bottleneck.expand(net.compress(encoded)), taps=(1,))
+        return net.paint(decoded), encoded.cls, taps[1].patches
+
+    images = torch.rand(2, 3, 32, 32)
+    compiled = torch.compile(student, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(images), student(images))
+
+
+def test_activations_are_computed_again_only_on_request_and_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    block = type(HUVR(TINY).encoder.vit.blocks[0])
+    forward = block.forward
+    monkeypatch.setattr(block, "forward", lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs))  # type: ignore[func-returns-value]
+    kept, seen = losses_of(tmp_path / "kept"), len(calls)
+    again = losses_of(tmp_path / "again", checkpoint_activations=True)
+    np.testing.assert_allclose(again, kept, rtol=1e-6)
+    assert len(calls) - seen == seen + 4 * TINY.depth
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

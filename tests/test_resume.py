@@ -5,20 +5,24 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from PIL import Image
+from safetensors.torch import save_file
 
 from huvr.data import Images
 from huvr.model import HUVRConfig
 from huvr.optim import OptimizerName
 from huvr.pretrain import Pretraining
+from huvr.teacher import Teacher, TeacherConfig
 
 TINY = HUVRConfig(
     image_size=32, patch=8, width=48, depth=1, heads=3, tintok_dim=8, decoder_width=48, decoder_depth=1, decoder_heads=3,
@@ -41,13 +45,16 @@ class CrashAt(Callback):
 
 def train(
     photos: Path, run: Path, seed: int, *callbacks: Callback, resume: Path | None = None, accumulate: int = 1,
-    optimizer: OptimizerName = "adamw",
+    optimizer: OptimizerName = "adamw", teachers: Sequence[TeacherConfig] = (), echoes: int = 1,
 ) -> None:  # fmt: skip
-    """Two epochs of 8 batches; a checkpoint ``run/step=N.ckpt`` every other step."""
+    """Two epochs of 8 different batches; a checkpoint ``run/step=N.ckpt`` every other step."""
     torch.manual_seed(seed)
     np.random.seed(seed)
-    module = Pretraining(TINY, optimizer=optimizer, phase_jitter=0.5, lr=0.1, pictures_every=0)
-    data = Images(str(photos), sizes=[(32, 32), (24, 40)], size=32, batch_size=2, workers=2, held_out=0.1)
+    module = Pretraining(TINY, teachers, optimizer=optimizer, phase_jitter=0.5, lr=0.1, pictures_every=0)
+    data = Images(
+        str(photos), sizes=[(32, 32), (24, 40)], size=32, colour=0.4, colour_on_device=True, batch_size=2, echoes=echoes,
+        workers=2, held_out=0.1,
+    )  # fmt: skip
     checkpoints = ModelCheckpoint(run, "{step}", every_n_train_steps=2, save_top_k=-1, monitor=None)
     trainer = Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
@@ -117,6 +124,25 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     assert weights
     assert not any(torch.equal(expected[name], before[name]) for name in weights)
     assert not any(torch.equal(expected[name], expected[name.replace("current_model_state", "state_dict")]) for name in weights)
+
+
+def test_a_run_with_echoes_resumes_among_them_and_its_teacher_looks_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "teacher.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), file)
+    looks, look = [], Teacher.__call__
+    monkeypatch.setattr(Teacher, "__call__", lambda *arguments: looks.append(1) or look(*arguments))  # type: ignore[func-returns-value]
+    options: dict[str, Any] = {"teachers": [TeacherConfig("test_vit", str(file))], "echoes": 2}
+    train(photos, tmp_path / "whole", 0, **options)
+    assert len(looks) == 2 * 8
+    with pytest.raises(Crash):
+        train(photos, tmp_path / "broken", 0, CrashAt(7), **options)
+    looks.clear()
+    train(photos, tmp_path / "resumed", 1, resume=tmp_path / "broken" / "step=6.ckpt", **options)
+    assert len(looks) == 2 + 4 + 8  # of the echoes of the first round, two are left, and no teacher knows them
+    expected, found = (state(tmp_path / run / "step=32.ckpt") for run in ("whole", "resumed"))
+    assert not differing(expected, found)
 
 
 def test_training_that_is_killed_at_random_moments_loses_nothing() -> None:

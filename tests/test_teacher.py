@@ -15,7 +15,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from huvr.errors import HuvrError
-from huvr.teacher import Teacher, TeacherConfig
+from huvr.model import Tokens
+from huvr.teacher import Teacher, TeacherConfig, Teachers
 
 SHARED = Path(__file__).parents[2] / "shared"
 VIT, PHOTOS = SHARED / "weights" / "vit_tiny_patch16_224.fp16.safetensors", SHARED / "data" / "imagenet1k-sample-256"
@@ -101,6 +102,40 @@ def test_a_teacher_is_frozen(tmp_path: Path) -> None:
     assert not teacher.network.training
     assert not any(p.requires_grad for p in teacher.network.parameters())
     assert not teacher(IMAGES.clone().requires_grad_(), (4, 3)).patches.requires_grad
+
+
+def test_products_are_in_bf16_and_norms_in_fp32_where_asked_for(tmp_path: Path) -> None:
+    network, file = saved(tmp_path, "test_vit", dynamic_img_size=True)
+    teacher = Teacher(TeacherConfig("test_vit", file), bf16=True)
+    kinds = {type(layer).__name__: layer.weight.dtype for layer in teacher.network.modules() if hasattr(layer, "weight")}
+    assert kinds == {"Conv2d": torch.bfloat16, "Linear": torch.bfloat16, "LayerNorm": torch.float32}
+    tokens = teacher(IMAGES, (4, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = features(network, IMAGES, [0.5] * 3, [0.5] * 3)
+    torch.testing.assert_close(tokens.patches, expected[:, 1:], rtol=0, atol=0)
+    assert tokens.cls.dtype == tokens.patches.dtype == torch.float32
+    exact = features(network, IMAGES, [0.5] * 3, [0.5] * 3)[:, 1:]
+    assert 0 < (tokens.patches - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_a_batch_that_comes_again_is_looked_at_once(tmp_path: Path) -> None:
+    """Other images under the same number tell who looks at them."""
+    configs = [TeacherConfig(name, saved(tmp_path, name)[1]) for name in ("test_vit", "test_convnext")]
+    teachers, others = Teachers(configs), IMAGES.flip(0)
+    alone = [Teacher(config)(others, (4, 3)) for config in configs]
+
+    def same(ones: list[Tokens], others: list[Tokens]) -> bool:
+        return all(torch.equal(one.sequence, other.sequence) for one, other in zip(ones, others, strict=True))
+
+    first = teachers(IMAGES, (4, 3), (7, 2))
+    assert not same(first, alone)
+    assert same(teachers(others, (4, 3), (8, 1)), alone)
+    assert same(teachers(others, (4, 3), (7, 1)), first)
+    assert same(teachers(others, (4, 3)), alone)
+    assert same(teachers(others, (4, 3), (7, 0)), first)
+    assert same(teachers(others, (4, 3), (7, 0)), alone)  # forgotten after its last time
+    teachers.forget()
+    assert not same(teachers(IMAGES, (4, 3), (8, 0)), alone)
 
 
 @pytest.mark.parametrize(

@@ -15,37 +15,41 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from huvr.data import photos
-from huvr.data.loader import Draws, Loader, TrainLoader, collate, held_out_batches
-from huvr.data.samples import HeldOutSet, Rows, TrainSet
+from huvr.data.loader import Batch, Draws, Loader, TrainLoader, collate, held_out_batches
+from huvr.data.samples import HeldOutSet, Rows, TrainSet, seed_of
 from huvr.data.sources import HELD_OUT_SPLITS, Table, open_splits
 from huvr.data.stream import HeldOutStream, TrainStream, readable
-from huvr.data.transforms import random_crop
+from huvr.data.transforms import colour_jitter, random_crop
 from huvr.errors import HuvrError
 
 
 class Images(LightningDataModule):
     """Images from any source.
 
-    Batches are ``{"image": uint8 (B, 3, H, W), "label": int64 (B,) where the source has labels}``.
+    Batches are ``{"image": uint8 (B, 3, H, W), "label": int64 (B,) where the source has labels}``, with ``echoes`` also
+    ``{"echo": Echo}``, see :class:`huvr.data.loader.Echo`.
     Order, crops and sizes of training follow from ``seed`` alone, not from the number of workers or ranks
     (a stream's do), and training resumes exactly in the middle of an epoch.
 
     Args:
         root: ``photos`` (real photographs that scikit-image ships), a folder of images with or without split
-            and class subfolders, a Parquet or Arrow file or a folder of them, or a Hugging Face data set's id.
+            and class subfolders, a Parquet, Arrow or WebDataset file or a folder of them, or a Hugging Face data set's id.
         train_split: the split to train on; all of a source without splits is "train".
         val_split: the held-out split; None finds it: validation, val, valid, dev or test.
         held_out: share of the training split to hold out when there is no such split, the same whatever the
             seed; 0 validates on nothing.
-        streaming: read Parquet, Arrow and hub sources row by row, without a converted copy on the disk.
+        streaming: read such files and hub sources row by row, without a converted copy on the disk.
         size: side of the square images in pixels.
         sizes: (H, W) in pixels to train on instead, one drawn per batch; those of about equal area make
             batches of equal cost.
         scale: least and greatest share of an image's area in a training crop.
         colour: strength, 0 to 1, of random changes of brightness, contrast, saturation and hue in training.
+        colour_on_device: make them on the device, not on the workers; then they follow from the rank too.
         batch_size: images per batch and device.
         epoch_size: training samples per epoch over all devices; None takes each image once (of ``photos``,
             2048 crops).
+        echoes: steps on each training batch, the very same crops, with others between them (data echoing, Choi et al.,
+            arXiv 1907.05550); the epoch gets as many times longer. They are loaded once, and a teacher looks at them once.
         workers: processes that load, per device; None suits the machine, at most 16.
         seed: of order, crops and sizes.
 
@@ -64,8 +68,10 @@ class Images(LightningDataModule):
         sizes: list[tuple[int, int]] | None = None,
         scale: tuple[float, float] = (0.2, 1.0),
         colour: float = 0.0,
+        colour_on_device: bool = False,
         batch_size: int = 64,
         epoch_size: int | None = None,
+        echoes: int = 1,
         workers: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -78,13 +84,16 @@ class Images(LightningDataModule):
             raise HuvrError(f"colour {colour}: expected a strength from 0 to 1")
         if min(side for pair in [(size, batch_size), *(sizes or [])] for side in pair) < 1 or sizes == []:
             raise HuvrError(f"size {size}, sizes {sizes}, batch_size {batch_size}: expected whole numbers, 1 or more")
+        if echoes < 1:
+            raise HuvrError(f"echoes {echoes}: expected a whole number, 1 or more")
         if (workers or 0) < 0 or (epoch_size is not None and epoch_size < 1):
             raise HuvrError(f"workers {workers}, epoch_size {epoch_size}: expected 0 or more workers, 1 or more samples")
         self.root, self.streaming = root, streaming
         self.train_split, self.val_split, self.held_out = train_split, val_split, held_out
-        self.size, self.view = size, partial(random_crop, scale=(scale[0], scale[1]), colour=colour)
+        self.size, self.view = size, partial(random_crop, scale=(scale[0], scale[1]), colour=0 if colour_on_device else colour)
+        self.recolour = colour_jitter(colour) if colour and colour_on_device else None
         self.sizes = [(height, width) for height, width in sizes or [(size, size)]]
-        self.batch_size, self.epoch_size, self.seed = batch_size, epoch_size, seed
+        self.batch_size, self.epoch_size, self.echoes, self.seed = batch_size, epoch_size, echoes, seed
         self.workers = min(16, suggested_max_num_workers(1)) if workers is None else workers
         self.train_rows: Rows | IterableDataset | None = None
         self.val_rows: Rows | IterableDataset | None = None
@@ -168,7 +177,7 @@ class Images(LightningDataModule):
             # A persistent worker would never hear of the next epoch.
             batches = self._batches(sampler, min(self.workers, rows.num_shards), persistent_workers=False)
         finished = partial(finished_batches, self.trainer) if self.trainer else None
-        self._loader = TrainLoader(batches, sampler, length, self._resume, finished)
+        self._loader = TrainLoader(batches, sampler, length, self._resume, finished, self.echoes)
         return self._loader
 
     def state_dict(self) -> dict[str, int]:
@@ -183,6 +192,15 @@ class Images(LightningDataModule):
         """Training goes on from there; validation and tests of a checkpoint leave training alone."""
         if self.trainer is None or self.trainer.training:
             self._resume.update(state)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Colours change here where the device is to do it: those of a batch alike whenever it comes or training resumes."""
+        if self.recolour is None or self.trainer is None or not self.trainer.training:
+            return batch
+        number = batch["echo"].number if "echo" in batch else self.trainer.fit_loop.epoch_loop.total_batch_idx
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed_of("colour", self.seed, number, self._rank[0]))
+            return batch | {"image": torch.stack([self.recolour(image) for image in batch["image"]])}
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """The held-out images once each, in order; see :func:`held_out_batches` for how several ranks share them."""

@@ -5,16 +5,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from huvr.data.samples import Draw, Sample, Size, seed_of, size_of
 from huvr.data.stream import TrainStream
 from huvr.errors import HuvrError
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
+
+ROUND = 4  # batches that come before the first of them comes again
+
+
+class Echo(NamedTuple):
+    """Which of the different batches of training a batch is, and how often it will come again."""
+
+    number: int
+    left: int
 
 
 class Draws(Sampler[Draw]):
@@ -124,10 +133,12 @@ class TrainLoader(Loader):
     Args:
         batches: where they come from.
         sampler: what decides on them, the sampler or the stream of ``batches``.
-        length: batches in an epoch.
+        length: different batches in an epoch.
         resume: the state to go on from, emptied when the next iteration begins; may be filled until then.
         finished: how many batches of this epoch the trainer has finished, which a checkpoint written in
             the middle of a step needs to know; by default those handed out, not those prefetched.
+        echoes: how often each batch comes, the very same pictures, in rounds of ``ROUND`` batches; above 1 a batch has
+            its :class:`Echo` beside the images.
     """
 
     def __init__(
@@ -137,16 +148,18 @@ class TrainLoader(Loader):
         length: int,
         resume: dict[str, int],
         finished: Callable[[], int] | None = None,
+        echoes: int = 1,
     ) -> None:
         super().__init__(batches)
         self.sampler = sampler
         self.length = length
         self.resume = resume
         self.finished = finished
+        self.echoes = echoes
         self.epoch = self.handed = 0
 
     def __len__(self) -> int:
-        return self.length
+        return self.length * self.echoes
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches are done with."""
@@ -162,9 +175,28 @@ class TrainLoader(Loader):
         # A checkpoint written at the end of an epoch is of no concern to the next one.
         done = self.resume["batches"] if self.resume.get("epoch") == self.epoch else 0
         self.resume.clear()
-        self.handed = self.sampler.start = min(done, self.length)
+        self.handed = min(done, len(self))
+        # Only with a round of echoes can a new one begin.
+        together = ROUND if self.echoes > 1 else 1
+        rounds, rest = divmod(self.handed, together * self.echoes)
+        first = self.sampler.start = rounds * together
         # A stream can only begin where it is the first worker's turn.
-        surplus = self.handed % max(1, self.batches.num_workers) if isinstance(self.sampler, TrainStream) else 0
-        for batch in self._told(islice(self.batches, surplus, surplus + self.length - self.handed)):
+        surplus = first % max(1, self.batches.num_workers) if isinstance(self.sampler, TrainStream) else 0
+        fresh = self._told(islice(self.batches, surplus, surplus + self.length - first))
+        for batch in islice(self._echoed(fresh, first) if self.echoes > 1 else fresh, rest, None):
             self.handed += 1
             yield batch
+
+    def _echoed(self, batches: Iterator[Batch], first: int) -> Iterator[Batch]:
+        """Rounds of ``batches``, the first of which is number ``first`` of its epoch, each round ``echoes`` times."""
+        numbered = enumerate(batches, start=self.epoch * self.length + first)
+        while True:
+            kept = []
+            for number, batch in islice(numbered, ROUND):
+                kept.append((number, batch))
+                yield batch | {"echo": Echo(number, self.echoes - 1)}
+            if not kept:
+                return
+            for left in reversed(range(self.echoes - 1)):
+                for number, batch in kept:
+                    yield batch | {"echo": Echo(number, left)}

@@ -18,7 +18,11 @@ from huvr.errors import HuvrError
 
 Table: TypeAlias = Dataset | IterableDataset
 
-ALLOWED = "'photos', a folder of images, a Parquet or Arrow file or a folder of them, or the id of a Hugging Face data set"
+BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
+ALLOWED = (
+    "'photos', a folder of images, a Parquet, Arrow or WebDataset (.tar) file or a folder of them, "
+    "or the id of a Hugging Face data set"
+)
 HELD_OUT_SPLITS = ("validation", "val", "valid", "dev", "test")
 SPLITS = ("train", *HELD_OUT_SPLITS)
 
@@ -28,7 +32,7 @@ def open_splits(root: str, streaming: bool = False) -> dict[str, Table]:
 
     Args:
         root: one of ``ALLOWED``.
-        streaming: open Parquet, Arrow and hub sources row by row, without a converted copy in the cache
+        streaming: open packs and hub sources row by row, without a converted copy in the cache
             (folders of images are never copied).
 
     Raises:
@@ -46,7 +50,7 @@ def open_tables(root: str, streaming: bool, allowed: str) -> dict[str, Table]:
     """The splits of packs or of a data set of the hub, by name, with all their columns.
 
     Args:
-        root: a Parquet or Arrow file, a folder of them, or the id of a Hugging Face data set.
+        root: a Parquet, Arrow or WebDataset file, a folder of them, or the id of a Hugging Face data set.
         streaming: open them row by row.
         allowed: what ``root`` may be, for errors.
 
@@ -57,7 +61,7 @@ def open_tables(root: str, streaming: bool, allowed: str) -> dict[str, Table]:
     if path.is_dir():
         packs = packs_in(path)
         return _load(root, streaming, packs[0].suffix, packs)
-    if path.suffix in (".parquet", ".arrow"):
+    if path.suffix in BUILDERS:
         if not path.is_file():
             raise HuvrError(f"data root {root!r}: no such file; allowed: {allowed}")
         return _load(root, streaming, path.suffix, [path])
@@ -91,8 +95,8 @@ def _listing(paths: list[Path], labels: list[int] | None = None, names: list[str
 
 
 def packs_in(folder: Path) -> list[Path]:
-    """Parquet files at most one folder deep, else Arrow files."""
-    for suffix in (".parquet", ".arrow"):
+    """Parquet files at most one folder deep, else Arrow files, else WebDataset files."""
+    for suffix in BUILDERS:
         if found := sorted([*folder.glob(f"*{suffix}"), *folder.glob(f"*/*{suffix}")]):
             return found
     return []
@@ -105,7 +109,7 @@ def _load(root: str, streaming: bool, suffix: str, files: list[Path]) -> dict[st
         named = (re.match(rf"({'|'.join(SPLITS)})(?![a-z])", part) for part in parts)
         splits[next((match[1] for match in named if match), "train")].append(str(file))
     try:
-        return dict(load_dataset(suffix[1:], data_files=dict(splits), streaming=streaming))
+        return dict(load_dataset(BUILDERS[suffix], data_files=dict(splits), streaming=streaming))
     except Exception as error:  # a broken file surfaces as any of pyarrow's and datasets' errors
         raise HuvrError(f"data root {root!r}: not readable as {suffix[1:].capitalize()} ({_reason(error)})") from error
 
@@ -137,10 +141,13 @@ def _columns(root: str, table: Table) -> Table:
         raise HuvrError(
             f"data root {root!r}: no image column among {', '.join(features)}; expected one called image or of type Image"
         )
-    label = features.get("label")
+    numbered = "label" if "label" in features else "cls"  # as WebDataset has it
+    label = features.get(numbered)
     labelled = isinstance(label, ClassLabel) or (isinstance(label, Value) and "int" in label.dtype)
-    table = table.select_columns([image, "label"] if labelled else [image])
-    table = table if image == "image" else table.rename_column(image, "image")
+    names = {image: "image"} | ({numbered: "label"} if labelled else {})
+    table = table.select_columns([*names])
+    for old, new in names.items():
+        table = table if old == new else table.rename_column(old, new)
     return table.cast_column("image", Image(decode=False))
 
 

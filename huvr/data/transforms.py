@@ -21,8 +21,13 @@ def random_crop(size: tuple[int, int], scale: tuple[float, float], colour: float
     """
     aspect = size[1] / size[0]
     crop = v2.RandomResizedCrop(size, scale, (3 / 4 * aspect, 4 / 3 * aspect), InterpolationMode.BICUBIC, antialias=True)
-    jitter = [v2.ColorJitter(colour, colour, colour, colour / 2)] if colour else []
+    jitter = [colour_jitter(colour)] if colour else []
     return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor(), *jitter])
+
+
+def colour_jitter(strength: float) -> v2.ColorJitter:
+    """Random changes of brightness, contrast, saturation and hue of one image, on whatever device it is."""
+    return v2.ColorJitter(strength, strength, strength, strength / 2)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable
 from itertools import islice
@@ -11,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from known_images import numbers, write_folder, write_pack
+from known_images import numbers, write_folder, write_pack, write_tar
 from torch import Tensor
 
 from huvr.data import Images, stream
+from huvr.data.loader import Echo
 from huvr.errors import HuvrError
 
 Batches = list[dict[str, Tensor]]
@@ -89,6 +91,27 @@ def test_parquet_shards_give_every_image_once_with_its_label(shards: Path, strea
     assert numbers(data.val_dataloader()) == [100, 101, 102]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_webdataset_shards_give_every_image_once_with_its_label(tmp_path: Path, streaming: bool) -> None:
+    for shard in range(2):
+        write_tar(tmp_path / f"train-{shard:05}.tar", range(4 * shard, 4 * shard + 4))
+    write_tar(tmp_path / "val-00000.tar", range(100, 102))
+    data = images(tmp_path, streaming=streaming, epoch_size=8)
+    batches = epoch(data)
+    assert sorted(numbers(batches)) == list(range(8))
+    assert labels(batches) == numbers(batches)
+    assert numbers(data.val_dataloader()) == [100, 101]
+
+
+def test_a_webdataset_shard_that_is_cut_off_stops_the_stream_in_one_line(tmp_path: Path) -> None:
+    for shard in range(2):
+        write_tar(tmp_path / f"train-{shard}.tar", range(8))
+    data = images(tmp_path, streaming=True, held_out=0, epoch_size=16)
+    os.truncate(tmp_path / "train-1.tar", 5000)  # in the midst of it
+    with pytest.raises(HuvrError, match=rf"^{tmp_path}: a shard of this stream cannot be read \(.*\)$"):
+        epoch(data)
+
+
 @pytest.mark.parametrize("held_out", [0.0, 0.1])
 def test_nothing_is_held_out_when_asked_for(tmp_path: Path, held_out: float) -> None:
     data = images(write_folder(tmp_path / "photos", range(4)), held_out=held_out)
@@ -127,6 +150,44 @@ def test_resuming_in_the_middle_gives_exactly_the_rest(
     assert equal(epoch_of(loader, 2), expected[1])
 
 
+def in_rounds(batches: Batches, echoes: int) -> Batches:
+    """Four batches, the same four until each has come ``echoes`` times, then the next four."""
+    rounds = [batches[start : start + 4] for start in range(0, len(batches), 4)]
+    return [batch for each in rounds for _ in range(echoes) for batch in each]
+
+
+@pytest.mark.parametrize("echoes", [2, 3])
+def test_batches_come_again_with_the_very_same_crops(noise: Path, echoes: int) -> None:
+    once, again = (images(noise, sizes=SHAPES, epoch_size=20, echoes=times) for times in (1, echoes))
+    expected, found = epoch(once, 1), epoch(again, 1)
+    assert len(expected) == 10
+    assert len(again.train_dataloader()) == 10 * echoes
+    assert equal(in_rounds(expected, echoes), found)
+    # a number for each different batch, in all epochs, and how often it comes again
+    numbers, left = zip(*(batch["echo"] for batch in found), strict=True)
+    rounds = (range(10, 14), range(14, 18), range(18, 20))
+    assert list(numbers) == [number for each in rounds for _ in range(echoes) for number in each]
+    assert list(left) == [again for each in rounds for again in reversed(range(echoes)) for _ in each]
+    assert "echo" not in expected[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("done", [0, 3, 7, 12, 13])
+def test_resuming_among_echoes_gives_exactly_the_rest(
+    noise: Path, shards: Path, workers: int, streaming: bool, done: int
+) -> None:
+    """Seven batches twice: in the first round, in its echo, and in the last, shorter one."""
+    options = {"sizes": SHAPES, "workers": workers, "streaming": streaming, "epoch_size": 14, "echoes": 2}
+    root = shards if streaming else noise
+    whole = epoch(images(root, **options), 1)
+    resumed = images(root, **options)
+    resumed.load_state_dict({"epoch": 1, "batches": done})
+    rest = epoch(resumed, 1)
+    assert equal(whole[done:], rest)
+    assert [batch["echo"] for batch in whole[done:]] == [batch["echo"] for batch in rest]
+
+
 def test_a_state_that_comes_after_the_loader_counts_too_but_only_once(noise: Path) -> None:
     data = images(noise)
     loader = data.train_dataloader()
@@ -159,6 +220,33 @@ def test_ranks_see_different_images_of_the_same_sizes(shards: Path, streaming: b
     assert sorted([*seen[0], *seen[1]]) == list(range(16))
     assert shapes[0] == shapes[1]
     assert len(set(shapes[0])) == 2
+
+
+def in_training(batch: int, number: int = 0, training: bool = True) -> Any:
+    """A trainer of that rank, at that batch of all."""
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batch))
+    return SimpleNamespace(global_rank=number, world_size=2, training=training, fit_loop=loop)
+
+
+def test_colours_change_on_the_device_where_asked_for_and_alike_for_the_same_batch(tmp_path: Path) -> None:
+    data = images(write_folder(tmp_path, range(20)), colour=0.5, colour_on_device=True)
+    assert set(numbers(epoch(data))) <= set(range(20))  # the colours of the files still
+    grey: dict[str, Any] = {"image": torch.full((64, 3, 8, 8), 100, dtype=torch.uint8)}
+
+    def seen(trainer: Any, **more: Any) -> Tensor:
+        data.trainer = trainer
+        return data.on_after_batch_transfer(grey | more, 0)["image"]
+
+    of_batch = seen(in_training(3))
+    shades = of_batch[:, 0, 0, 0].float()
+    assert torch.equal(of_batch, shades.to(torch.uint8).view(-1, 1, 1, 1).expand_as(of_batch))  # grey stays grey, and even
+    assert 50 <= shades.min() < 65 < 135 < shades.max() <= 150  # brightness alone changes it: by up to a half
+    assert torch.equal(of_batch, seen(in_training(3)))
+    assert not torch.equal(of_batch, seen(in_training(4)))
+    assert not torch.equal(of_batch, seen(in_training(3, number=1)))
+    assert torch.equal(seen(in_training(3), echo=Echo(7, 1)), seen(in_training(5), echo=Echo(7, 0)))
+    assert torch.equal(seen(in_training(3, training=False)), grey["image"])
+    data.trainer = None
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -213,6 +301,7 @@ def test_a_stream_gives_up_after_many_corrupt_rows(tmp_path: Path, monkeypatch: 
         ({"sizes": []}, "expected whole numbers, 1 or more"),
         ({"batch_size": 0}, "expected whole numbers, 1 or more"),
         ({"workers": -1}, "workers -1, epoch_size None: expected 0 or more workers"),
+        ({"echoes": 0}, "echoes 0: expected a whole number, 1 or more"),
         ({"epoch_size": 0}, "workers 0, epoch_size 0: expected 0 or more workers, 1 or more samples"),
     ],
 )
