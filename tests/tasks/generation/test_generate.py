@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
+import huvr
 from huvr import cli
 from huvr.data.sources import open_splits
 from huvr.tasks.generation.dit import DiT
@@ -113,12 +114,32 @@ def test_mistakes_end_in_one_line_and_leave_nothing(
     assert not Path("grid.png").exists()
 
 
+def test_classes_of_a_generator_that_knows_none(
+    generate: Any, learn: Callable[..., Any], pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = ModelCheckpoint("plain/checkpoints", "last", monitor=None)
+    learn(next((pictures / "train").iterdir()), enable_checkpointing=True, callbacks=[kept])
+    for options, message in ((["--classes", "0"], "this generator knows none"), (["--guidance", "2"], "there are no classes")):
+        assert generate("--generator", "plain", "--out", "grid.png", *options) == 2
+        assert message in capsys.readouterr().err
+    assert generate("--generator", "plain", "--per_class", "2", "--out", "grid.png") == 0
+
+
+def test_in_bf16_the_pictures_are_nearly_the_same(generate: Any, generator: str) -> None:
+    for precision in ("fp32", "bf16"):
+        options = ("--classes", "0,1,2", "--per_class", "1", "--precision", precision, "--out", f"{precision}.npz")
+        assert generate("--generator", generator, *options) == 0
+    exact, rounded = (np.load(f"{precision}.npz")["arr_0"].astype(int) for precision in ("fp32", "bf16"))
+    assert 0 < abs(exact - rounded).mean() < 4
+
+
 def test_what_is_there_stays(generate: Any, generator: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate("--generator", generator, "--out", "pictures") == 2
     assert "pictures exists already" in capsys.readouterr().err
 
 
-SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "decoder")  # which is no generator
+OTHERS = {"decoder", "cifar_encoder"}  # which are no generators
+SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in OTHERS)
 SMALL = {
     "model.dit.depth": 1, "model.dit.width": 32, "model.dit.heads": 2, "model.pictures_every": 1, "data.root": "pictures",
     "data.size": 32, "data.batch_size": 4, "data.workers": 0, "data.cache": "latents", "trainer.accelerator": "cpu",
@@ -135,6 +156,18 @@ def test_two_steps_and_a_picture(name: str, pictures: Path, encoder: str, genera
     assert cli.main(["fit", "--config", f"generate/{name}.yaml", *(f"--{key}={value}" for key, value in changes.items())]) == 0
     assert torch.load(f"runs/{name}/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
     assert generate("--generator", f"runs/{name}", "--classes", "0", "--per_class", "2", "--out", f"{name}.png") == 0
+
+
+def test_two_steps_of_the_encoder_for_small_pictures(pictures: Path) -> None:
+    """At its own size, since it is small; its grid is of 8×8 TinToks."""
+    changes = {name: SMALL[name] for name in ("data.root", "data.batch_size", "trainer.accelerator", "trainer.max_epochs")}
+    changes |= {"data.epoch_size": 8}
+    assert (
+        cli.main(["fit", "--config", "generate/cifar_encoder.yaml", *(f"--{key}={value}" for key, value in changes.items())]) == 0
+    )
+    assert torch.load("runs/cifar_encoder/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+    model = huvr.load("runs/cifar_encoder")
+    assert model.compress(model.encode(torch.rand(1, 3, 32, 32))).patches.shape == (1, 64, 8)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -164,7 +197,7 @@ def by_hand(depth: int, width: int) -> int:
     return depth * block + time + label + ends
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [*SHIPPED, "cifar_encoder"])
 def test_the_header_says_how_to_run_it_and_what_to_expect(name: str) -> None:
     header = "".join(line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines(keepends=True) if line.startswith("#"))
     for words in (f"huvr fit --config generate/{name}.yaml", "Hardware: ", "Time: ", "Metric: "):
