@@ -121,6 +121,35 @@ def lift(figures: dict[str, Any]) -> list[str]:
     return table(["network", "PSNR, dB", "steps", "parameters", "multiply-adds an image"], rows)
 
 
+def generation(figures: list[dict[str, Any]]) -> list[str]:
+    """The first run on its way, all runs at their end, and what they are beside."""
+    end = figures[0]["points"][-1]
+    measures = [name for name in end if name not in ("images_seen", "images_per_second", "peak_memory_mb")]
+    network = next(name for name in measures if name.startswith("precision_")).removeprefix("precision_")
+    titles = [name.removesuffix(f"_{network}").replace("frechet", "Fréchet distance").replace("_", " ") for name in measures]
+    rows = [
+        [row["run"] if point is row["points"][-1] else f"{row['run']}, on the way", f"{point['images_seen']:,}",
+         *(point[name] for name in measures)]
+        for row in figures for point in row["points"]
+    ]  # fmt: skip
+    beside = {
+        kind if kind.startswith("held-out") else f"{kind}, as of {row['run']}": found
+        for row in figures for kind, found in row["beside"].items()
+    }  # fmt: skip
+    rows += [[kind, "", *(found[name] for name in measures)] for kind, found in beside.items()]
+    return table([f"pictures, as {network} sees them", "images seen", *titles], rows)
+
+
+def generation_speed(figures: list[dict[str, Any]]) -> list[str]:
+    """Of training and of sampling; the runs that only draw anew have none of their own."""
+    rows = [
+        [row["run"], row["points"][-1]["images_per_second"], f"{row['points'][-1]['peak_memory_mb'] / 1024:.1f} GB",
+         row["samples_per_second"], f"{row['sampling_peak_memory_mb'] / 1024:.1f} GB"]
+        for row in figures if "decoder" not in row["run"]
+    ]  # fmt: skip
+    return table(["generator", "training, images/s", "peak memory", "sampling, images/s", "peak memory"], rows)
+
+
 # block → (record, what makes its table)
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "reconstruction": ("reconstruction", reconstruction),
@@ -134,6 +163,10 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "probes": ("probes", probes),
     "drawings": ("probes", drawings),
     "lift": ("lift", lift),
+    "generation_cifar10": ("generation_cifar10", generation),
+    "generation_cifar10_speed": ("generation_cifar10", generation_speed),
+    "generation_imagenette": ("generation_imagenette", generation),
+    "generation_imagenette_speed": ("generation_imagenette", generation_speed),
 }
 
 

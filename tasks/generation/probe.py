@@ -55,6 +55,7 @@ class Generated(LightningModule):
         batch_size: samples at once.
         precision: "bf16" runs the transformer under autocast.
         decoder: whatever ``huvr.load`` opens, to draw with in place of the network that the generator names.
+        beside: whether to measure held-out images and their reconstructions too.
 
     Raises:
         HuvrError: for a generator or network that cannot be loaded; on setup, for data of other classes.
@@ -72,6 +73,7 @@ class Generated(LightningModule):
         batch_size: int = 64,
         precision: Precision = "fp32",
         decoder: str | None = None,
+        beside: bool = True,
     ) -> None:
         super().__init__()
         if not generator:
@@ -84,6 +86,7 @@ class Generated(LightningModule):
         self.headline = self.eye.distance_name
         self.sampling, self.samples, self.seed, self.batch_size = sampling, samples, seed, batch_size
         self.precision: Precision = precision
+        self.beside = beside
         self.details: dict[str, Any] = {}
 
     @property
@@ -119,7 +122,7 @@ class Generated(LightningModule):
         # Evenly spread over the held-out images, so that both have the same share of each class.
         self.count = self.samples or len(data.test)
         self.wanted = self.labels[torch.arange(self.count) * len(self.labels) // self.count]
-        counts = {"samples": self.count, UNSEEN: len(data.test), DRAWN: len(data.test)}
+        counts = {"samples": self.count} | (dict.fromkeys((UNSEEN, DRAWN), len(data.test)) if self.beside else {})
         self.scores = {name: Scores(reference, count) for name, count in counts.items()}
         self.accuracies = {name: Accuracy(classes, self.device) for name in counts} if classes else {}
 
@@ -130,7 +133,7 @@ class Generated(LightningModule):
 
     def test_step(self, batch: dict[str, Tensor], index: int) -> None:
         images = batch["image"]
-        if not len(images):
+        if not len(images) or not self.beside:
             return
         labels = self.labels[batch["row"].cpu()]
         space = self.generator.space
@@ -154,10 +157,8 @@ class Generated(LightningModule):
         self.details |= {
             "encoder": space.encoder,
             "tokens": "tintok" if isinstance(self.generator.codec, TinToks) else "pca",
-            "data": {
-                "train": f"{data.train.source}, {len(self.entry.labels)} images",
-                "test": f"{data.test.source}, {self.scores[UNSEEN].seen} images",
-            },
+            "data": {"train": f"{data.train.source}, {len(self.entry.labels)} images"}
+            | ({"test": f"{data.test.source}, {self.scores[UNSEEN].seen} images"} if self.beside else {}),
             "samples": self.count,
             "sampling": asdict(self.sampling) | {"sampler": sampler, "steps": steps},
             "rivals": {name: {"bytes_per_image": None, "metrics": metrics} for name, metrics in results.items()},

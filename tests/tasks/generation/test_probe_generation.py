@@ -86,6 +86,11 @@ def test_a_record_with_the_measures_of_samples_and_of_real_pictures(probe: Any, 
     assert probe("--model.samples", "9", "--data.test_images", "5") == 0
     assert sum(seen) == 2 * 5 + 9  # the training pictures' features lie on the disk
     assert record()["samples"] == 9
+    seen.clear()
+    assert probe("--model.beside", "false") == 0
+    assert sum(seen) == 6
+    assert record()["metrics"] == found["metrics"]
+    assert (record()["rivals"], record()["data"].keys()) == ({}, {"train"})
 
 
 def test_a_generator_that_copies_is_found_out(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
