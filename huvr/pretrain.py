@@ -12,7 +12,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchvision.transforms.v2.functional import to_dtype
 
@@ -28,7 +27,6 @@ from huvr.teacher import TeacherConfig, Teachers, pretrained_network
 
 Batch = dict[str, Any]
 PLACES = ("encoder_cls", "encoder_patches", "decoder_cls", "decoder_patches")
-RIDGE = 1e-3  # of the mean square of a head's inputs
 PICTURED = 8  # images in the grid of pictures
 
 
@@ -85,10 +83,6 @@ class Pretraining(LightningModule):
         lpips_trunk: local file with its weights, see ``LPIPSLoss``.
         pictures_every: steps between two grids of pictures in TensorBoard, 0 for none.
         encoder_weights: what a timm network as ``net.encoder`` begins with: "hub", or a local file; None is chance.
-        encoder_lr: learning rate of the encoder, as a share of ``lr``: one that knows something already must not lose it.
-        solved_heads: begin with the heads of distillation that fit the teachers best on the first batch, see
-            :meth:`solve_heads`. Those of chance (released) need hundreds of steps to grow to the size of a teacher's tokens;
-            until then they lead an encoder astray that knows them already.
         compile: have torch compile the layers of encoder and decoder, and the INR.
         checkpoint_activations: compute the layers of the encoder once more in the backward pass instead of keeping what lies
             within them: less memory, more time.
@@ -117,8 +111,6 @@ class Pretraining(LightningModule):
         lpips_trunk: str | None = None,
         pictures_every: int = 1000,
         encoder_weights: str | None = None,
-        encoder_lr: float = 1.0,
-        solved_heads: bool = False,
         compile: bool = False,
         checkpoint_activations: bool = False,
     ) -> None:
@@ -126,7 +118,7 @@ class Pretraining(LightningModule):
         limits = {
             f"decoder_tap {decoder_tap}: the decoder has layers 1 to {net.decoder_depth}": 1 <= decoder_tap <= net.decoder_depth,
             f"phase_jitter {phase_jitter}: expected 0 to 0.5 pixels": 0 <= phase_jitter <= 0.5,
-            f"lr {lr}, encoder_lr {encoder_lr}: expected positive numbers": min(lr, encoder_lr) > 0,
+            f"lr {lr}: expected a positive number": lr > 0,
             f"warmup {warmup}: expected a share of the steps, 0 to 1": 0 <= warmup <= 1,
             f"betas {tuple(betas)}: expected two numbers from 0 to below 1": all(0 <= beta < 1 for beta in betas),
             f"min_lr {min_lr}, weight_decay {weight_decay}: expected 0 or more": min(min_lr, weight_decay) >= 0,
@@ -136,8 +128,7 @@ class Pretraining(LightningModule):
             raise HuvrError(mistake)
         if encoder_weights and net.encoder is None:
             raise HuvrError(f"encoder_weights {encoder_weights}: they need net.encoder, the name of a timm ViT")
-        self.encoder_weights, self.encoder_lr, self.compiled = encoder_weights, encoder_lr, compile
-        self.solved_heads = solved_heads
+        self.encoder_weights, self.compiled = encoder_weights, compile
         self.teachers, self.decoder_tap = tuple(teachers), decoder_tap
         self.optimizer: OptimizerName = optimizer
         self.lr, self.min_lr, self.warmup, self.weight_decay, self.betas = lr, min_lr, warmup, weight_decay, betas
@@ -201,8 +192,6 @@ class Pretraining(LightningModule):
 
         losses = self.painting_losses(painted, target)
         targets = self._teachers(images, encoded.grid, batch.get("echo"))
-        if self.solved_heads and self.global_step == 0 and batch_idx == 0:
-            self.solve_heads(targets, encoded, tapped[self.decoder_tap])
         losses |= self.distillation_losses(targets, encoded, tapped[self.decoder_tap])
         if self.weights["koleo"]:
             losses["koleo"] = self.koleo(encoded.cls)
@@ -226,27 +215,6 @@ class Pretraining(LightningModule):
         if self._lpips:
             losses["lpips"] = self._lpips(painted, target)
         return losses
-
-    @torch.no_grad()
-    def solve_heads(self, targets: list[Tokens], encoded: Tokens, decoded: Tokens) -> None:
-        """Give each head of distillation the weights of least squares (with a ridge) on the tokens of a batch of all devices.
-
-        Global and patch tokens are taken together, since the global ones alone are fewer than a head has inputs.
-        """
-        if self.device_mesh is not None:
-            raise HuvrError("solved_heads: not with weights in shards; set it to false")
-        for number, target in enumerate(targets):
-            wanted = target.sequence.flatten(0, 1).double()
-            for place in self.places:
-                norm, linear = self.net.distill[numbered(place, number)]
-                tokens = norm((encoded if place.startswith("encoder") else decoded).sequence).flatten(0, 1).double()
-                tokens = F.pad(tokens, (0, 1), value=1.0)  # the last input is that of the bias
-                sums = self.trainer.strategy.reduce(torch.cat([tokens.T @ tokens, tokens.T @ wanted], 1), reduce_op="sum")
-                products, matches = sums.split([tokens.shape[1], wanted.shape[1]], 1)
-                ridge = RIDGE * products.diagonal().mean() * torch.eye(len(products), device=products.device)
-                solved = torch.linalg.solve(products + ridge, matches).to(linear.weight.dtype)
-                linear.weight.copy_(solved[:-1].T)
-                linear.bias.copy_(solved[-1])
 
     def distillation_losses(self, targets: list[Tokens], encoded: Tokens, decoded: Tokens) -> dict[str, Tensor]:
         """The losses against what every teacher says, at every place, by name."""
@@ -284,10 +252,7 @@ class Pretraining(LightningModule):
         if math.isinf(steps):
             raise HuvrError("training without an end has no schedule: give the trainer max_epochs or max_steps")
         peak = self.lr * self.effective_batch() / 256
-        encoder = {*self.net.encoder.parameters()}
-        rest = [parameter for parameter in self.parameters() if parameter not in encoder]
-        groups = [{"params": rest}, {"params": [*self.net.encoder.parameters()], "lr": self.encoder_lr * peak}]
-        optimizer = make_optimizer(self.optimizer, groups, peak, self.weight_decay, self.betas)
+        optimizer = make_optimizer(self.optimizer, self.parameters(), peak, self.weight_decay, self.betas)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, int(steps), self.warmup * steps, self.min_lr / peak)
         )
