@@ -15,6 +15,7 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -24,6 +25,8 @@ from PIL import Image
 
 from huvr.data import Images
 from huvr.errors import HuvrError
+
+SATURATED = 0.95  # of the greatest rate measured
 
 
 def random_pictures(count: int, side: int = 256) -> list[bytes]:
@@ -91,15 +94,17 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     datasets.disable_progress_bars()
-    figures: dict[str, dict[str, float]] = {}
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         datasets.config.HF_DATASETS_CACHE = Path(name, "cache")
         sources = write_sources(Path(name), encoded(args.data, args.images), shards=max(1, *args.workers))
         for source, (root, streaming) in sources.items():
-            figures[source] = {}
+            rates: dict[int, float] = {}
             for workers in args.workers:
-                figures[source][str(workers)] = round(images_per_second(root, streaming, workers, args, device), 1)
-                print(f"{source}, {workers} workers: {figures[source][str(workers)]} images/s", flush=True)
+                rates[workers] = round(images_per_second(root, streaming, workers, args, device), 1)
+                print(f"{source}, {workers} workers: {rates[workers]} images/s", flush=True)
+            enough = min(workers for workers, rate in rates.items() if rate >= SATURATED * max(rates.values()))
+            figures[source] = {"images_per_second": rates, "workers_that_saturate_it": enough}
     data = short(args.data) if args.data else "random pictures, 256 px, JPEG"
     write_record("input" + ("_cuda" if device.type == "cuda" else ""), data, vars(args) | {"data": data}, figures)
 
