@@ -310,7 +310,7 @@ def losses_of(folder: Path, **options: Any) -> list[float]:
     """Of four steps."""
     torch.manual_seed(0)
     module = Pretraining(TINY, phase_jitter=0.5, lr=0.1, warmup=0, pictures_every=0, **options)
-    trainer(folder, max_steps=4).fit(module, TwoSizes(), loader(3, 3))
+    trainer(folder, max_steps=4).fit(module, TwoSizes())
     return [event.value for event in logged(folder).Scalars("train/loss")]
 
 
@@ -319,13 +319,14 @@ def test_the_compiled_layers_are_graphs_without_breaks_that_compute_the_same(
 ) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    # As it is, but for the last step, which needs a compiler of C++ and takes its time.
-    whole = partialmethod(nn.Module.compile, fullgraph=True, backend="aot_eager")
+    # As it is, but for what makes kernels of graphs, which needs a compiler of C++ and takes its time.
+    whole = partialmethod(nn.Module.compile, fullgraph=True, backend="eager")
     monkeypatch.setattr(nn.Module, "compile", whole)
     compiled = losses_of(tmp_path / "compiled", compile=True)
     np.testing.assert_allclose(compiled, losses_of(tmp_path / "plain"), rtol=1e-4)
-    # Layers of encoder and decoder and the INR: one graph for the first size, one for all others, one to measure with.
-    assert 6 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 9
+    # Layers of the encoder, layers of the decoder, the INR: a graph each for the first size, one for all others, and one of the
+    # INR for all other phases: each of the four steps has its own.
+    assert 6 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 7
 
 
 def test_the_students_whole_pass_is_one_graph() -> None:
