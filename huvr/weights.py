@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +19,9 @@ from huvr.model import HUVR, HUVRConfig
 from huvr.released import check_tensors, from_released, save_released, to_released
 from huvr.released_config import infer
 
-__all__ = ["convert", "load", "save", "save_released", "to_released"]
+__all__ = ["SHIPPED", "convert", "load", "save", "save_released", "to_released"]
 
+SHIPPED = "huvr-tiny"  # the trained network inside this package
 _FORMAT, _VERSION = "huvr", 1
 _KINDS = (
     "a directory with config.json and model.safetensors, a run directory with checkpoints/*.ckpt, "
@@ -42,14 +44,14 @@ def save(model: HUVR, directory: str | Path) -> None:
         description.write_text(json.dumps(config, indent=2))
 
 
-def load(source: str | Path, device: str = "cpu") -> HUVR:
-    """A trained network, in eval mode.
+def load(source: str | Path = SHIPPED, device: str = "cpu") -> HUVR:
+    """A trained network, in eval mode and fp32.
 
     Args:
-        source: what :func:`save` wrote; a run directory (its last checkpoint) or a Lightning checkpoint of a
-            pretraining, whose averaged weights are taken where it kept an average; a released checkpoint as a
-            hub id ("owner/name"), directory, ``.safetensors`` or the released trainer's ``.pth``. Nothing in
-            these files is ever executed.
+        source: "huvr-tiny", the network that comes with the package; what :func:`save` wrote; a run directory (its last
+            checkpoint) or a Lightning checkpoint of a pretraining, whose averaged weights are taken where it kept an
+            average; a released checkpoint as a hub id ("owner/name"), directory, ``.safetensors`` or the released
+            trainer's ``.pth``. Nothing in these files is ever executed.
         device: where to put it.
 
     Raises:
@@ -85,7 +87,7 @@ def _locate(source: str | Path) -> Path:
     """The file that holds the weights, fetched from the hub where ``source`` names a repository."""
     path = Path(source)
     if not path.exists():
-        return _fetch(str(source))
+        return _shipped() if str(source) == SHIPPED else _fetch(str(source))
     if path.is_file():
         return path
     if (path / "model.safetensors").exists():
@@ -95,6 +97,10 @@ def _locate(source: str | Path) -> Path:
     if not checkpoints:
         raise HuvrError(f"{source}: no weights found here; expected {_KINDS}")
     return checkpoints[-1]
+
+
+def _shipped() -> Path:
+    return Path(str(files("huvr"))) / "shipped" / SHIPPED / "model.safetensors"
 
 
 def _fetch(name: str) -> Path:

@@ -23,6 +23,7 @@ from huvr.model import HUVR
 from huvr.model.encoder import is_vit, tokens_of
 from huvr.model.tokens import Tokens
 from huvr.teacher import RGB, Teacher, TeacherConfig
+from huvr.weights import SHIPPED
 
 from .pca import PCA, Moments
 from .storage import Storage, as_stored, size_stored
@@ -55,7 +56,7 @@ class EncoderConfig:
         precision: "bf16" runs the network under autocast.
     """
 
-    source: str = ""
+    source: str = SHIPPED
     tokens: str = "standard"
     layer: int | None = None
     weights: str = "hub"
@@ -66,8 +67,6 @@ class EncoderConfig:
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        if not self.source:
-            raise HuvrError("which encoder? --encoder with whatever huvr.load opens, or timm:NAME")
         if not re.fullmatch(r"standard|tintok|decoder|pca[1-9]\d*", self.tokens):
             raise HuvrError(f"tokens {self.tokens!r}: choose {KINDS}")
         for name, allowed in (("stored", Storage), ("precision", Precision)):

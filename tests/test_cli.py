@@ -462,7 +462,7 @@ def test_the_terminal_stays_calm(folder: Path) -> None:
 def test_errors_in_a_terminal_are_one_line_and_status_2(folder: Path) -> None:
     for arguments, error in (
         (["fit", "--config", "tiny.yml"], "config tiny.yml: no such file, and not one of the shipped"),
-        (["reconstruct", "photo.jpg", "--out", "there"], "the following arguments are required: encoder"),
+        (["encode", "photos"], "the following arguments are required: out"),
     ):
         done = in_a_terminal(*arguments)
         assert done.returncode == 2

@@ -22,8 +22,8 @@ PARAMETERS = {
     # the released network with its four distillation heads, less the LayerNorm before the up-projection, plus the cosine
     # head (256 × 768 + 768 for the patch vector, 256 × 768 for the global one)
     "pretrain.yaml": 123_837_328 - 64 + 393_984,
-    # 6,755,856 of the preset, and four heads of 192 × 192 + 192 behind a LayerNorm
-    "tiny.yaml": 6_755_856 + 4 * (192 * 193 + 2 * 192),
+    # by hand: ViT-Ti with 16 × 16 positions, bottleneck, decoder, INR with cosine head; four heads of 192 × 192 + 192 behind a LayerNorm
+    "tiny.yaml": 5_535_936 + 12_896 + 888_576 + 352_432 + 4 * (192 * 193 + 2 * 192),
     # by hand: encoder, bottleneck, decoder, INR with cosine head
     "demo.yaml": 1_932_800 + 15_008 + 526_848 + 369_072,
 }
@@ -60,6 +60,8 @@ def test_two_steps(name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.
     if yaml.safe_load((CONFIGS / name).read_text())["model"]["init_args"].get("teachers"):
         save_file(timm.create_model("test_vit").state_dict(), "teacher.safetensors")
         changes["model.teachers"] = "[{name: test_vit, weights: teacher.safetensors}]"
+    if name == "tiny.yaml":
+        changes |= {"model.net.encoder": "test_vit", "model.encoder_weights": "teacher.safetensors"}
     options = [f"--{key}={value}" for key, value in changes.items()]
     assert main(["fit", "--config", name, *options]) == 0
     run = tmp_path / "runs" / Path(name).stem

@@ -23,7 +23,7 @@ from huvr.data import list_images
 from huvr.errors import HuvrError
 from huvr.files import whole
 from huvr.model import HUVR, Tokens
-from huvr.weights import load
+from huvr.weights import SHIPPED, load
 
 ROWS = 128  # images per row group: what is held in memory, and what a reader fetches at once
 
@@ -32,7 +32,7 @@ ROWS = 128  # images per row group: what is held in memory, and what a reader fe
 def encode(
     folder: Path,
     *,
-    encoder: str,
+    encoder: str = SHIPPED,
     out: Path,
     tokens: Literal["standard", "tintok", "both"] = "both",
     size: int | None = None,
@@ -46,7 +46,8 @@ def encode(
 
     Args:
         folder: any folder of images.
-        encoder: whatever huvr.load opens: a run, a directory, a checkpoint, a Hugging Face repository.
+        encoder: the network that comes with huvr, or whatever else huvr.load opens: a run, a directory, a checkpoint, a
+            Hugging Face repository.
         out: the file to write; an old one is replaced when the new one is complete.
         tokens: which tokens.
         size: resize images first so that the shorter side has this many pixels.

@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from huvr.errors import HuvrError
 from huvr.files import whole
 from huvr.model import HUVR, Tokens
-from huvr.weights import load
+from huvr.weights import SHIPPED, load
 
 Format = Literal["onnx", "torch"]
 Call = Callable[..., Any]
@@ -80,14 +80,15 @@ def without(model: HUVR, *parts: str) -> HUVR:
     return lean
 
 
-def export(*, encoder: str, out: Path, format: Format = "onnx") -> None:
+def export(*, encoder: str = SHIPPED, out: Path, format: Format = "onnx") -> None:
     """Write a network as two graphs that run without huvr: OUT/encode and OUT/reconstruct, described in OUT/export.json.
 
     The first makes tokens and TinToks of images, the second pictures of TinToks. Batch and size are free; height and
     width are multiples of the patch. Both graphs are run and compared with the network before they are put in place.
 
     Args:
-        encoder: whatever huvr.load opens: a run, a directory, a checkpoint, a Hugging Face repository.
+        encoder: the network that comes with huvr, or whatever else huvr.load opens: a run, a directory, a checkpoint, a
+            Hugging Face repository.
         out: new or empty directory to write.
         format: "onnx", for ONNX Runtime and others, or "torch", for torch.export.load.
     """

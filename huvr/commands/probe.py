@@ -36,10 +36,11 @@ from huvr.errors import HuvrError
 from huvr.files import whole
 
 USAGE = """\
-usage: huvr probe --task NAME --encoder SOURCE [--tokens KIND] [--config NAME] [--data.root FOLDER] [--KEY VALUE ...]
+usage: huvr probe --task NAME [--encoder SOURCE] [--tokens KIND] [--config NAME] [--data.root FOLDER] [--KEY VALUE ...]
 
   --task NAME        one of: {tasks}
-  --encoder SOURCE   whatever huvr.load opens, or timm:NAME (--model.encoder.weights FILE for weights of your own)
+  --encoder SOURCE   huvr-tiny, the network that comes with huvr, unless given; whatever else huvr.load opens, or timm:NAME
+                     (--model.encoder.weights FILE for weights of your own)
   --tokens KIND      standard, tintok, decoder, or pca<d> such as pca32
   --generator RUN    of the task generation, in place of an encoder: a run of huvr fit --config generate/NAME.yaml
   --config NAME      a YAML file over the task's own protocol, the shipped config probe/NAME.yaml

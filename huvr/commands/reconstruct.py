@@ -13,11 +13,13 @@ from huvr.data import photos as embedded
 from huvr.errors import HuvrError
 from huvr.metrics import psnr
 from huvr.viz import ERROR_GAIN, panel, save_png, to_uint8
-from huvr.weights import load
+from huvr.weights import SHIPPED, load
 
 
 @torch.inference_mode()
-def reconstruct(photos: list[Path], *, encoder: str, out: Path, scale: int = 1, size: int | None = None) -> None:
+def reconstruct(
+    photos: list[Path], *, encoder: str = SHIPPED, out: Path = Path("out"), scale: int = 1, size: int | None = None
+) -> None:
     """Draw photos from their TinToks, and print the PSNR of each and the mean.
 
     For PHOTO.jpg, OUT/PHOTO_panel.png shows input | reconstruction | error | PCA of the standard tokens.
@@ -25,7 +27,8 @@ def reconstruct(photos: list[Path], *, encoder: str, out: Path, scale: int = 1, 
 
     Args:
         photos: image files, or folders of them; "photos" for what the data set of that name holds out.
-        encoder: whatever huvr.load opens: a run, a directory, a checkpoint, a Hugging Face repository.
+        encoder: the network that comes with huvr, or whatever else huvr.load opens: a run, a directory, a checkpoint, a
+            Hugging Face repository.
         out: folder for the pictures; those of an earlier call are overwritten.
         scale: also draw every reconstruction this many times as large, OUT/PHOTO_x2.png for 2.
         size: resize photos first so that the shorter side has this many pixels.

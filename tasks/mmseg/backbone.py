@@ -33,7 +33,7 @@ class HUVRBackbone(BaseModule):
             convolutions, which learn, for 4 and 2, and the maximum of 2×2 for 1/2.
         norm_cfg: normalisation inside the pyramid; None is SyncBN, which mmengine makes BN where there is one process.
         init_cfg: of mmengine.
-        encoder: fields of :class:`~huvr.tasks.base.EncoderConfig`, of which ``source`` has to be given.
+        encoder: fields of :class:`~huvr.tasks.base.EncoderConfig`.
 
     Attributes:
         out_channels: channels of each map, what a head's ``in_channels`` have to be.

@@ -144,7 +144,6 @@ def test_an_image_is_seen_as_huvr_sees_it(encoder: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "which encoder"),
         ({"source": "nowhere"}, "nowhere"),
         ({"source": "timm:vit_nothing"}, "no timm model"),
         ({"out_indices": (0, 12)}, "layer 12: .* has 12, 0 to 11"),
