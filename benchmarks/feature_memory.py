@@ -77,7 +77,8 @@ def measured(task: str, folder: Path, rows: int, dim: int, threads: int) -> dict
     torch.set_num_threads(threads)
     encoder = EncoderConfig(str(folder / "encoder"))
     module, data = TASKS[task](encoder), Stored(folder, (rows, QUERIES), dim, FrozenEncoder(encoder))
-    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(default_root_dir=folder, max_epochs=1, accelerator="cpu", **off)  # type: ignore[arg-type]
     before = {field: resident_mb(field) for field in ("RssAnon", "VmRSS")}
     most, over = dict(before), threading.Event()
 

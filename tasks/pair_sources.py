@@ -47,7 +47,7 @@ def _columns(root: str, table: datasets.Dataset, target: str) -> datasets.Datase
         if not holds_images(table.features.get(column)):
             problem = "holds no images" if column in table.features else "is missing"
             found = ", ".join(table.features)
-            raise HuvrError(f"data root {root!r}: column {column!r} {problem} (it has {found}); data.target names the targets'")
+            raise HuvrError(f"data root {root!r}: column {column!r} {problem} (it has {found}); data.target names the targets")
     return table.select_columns(["image", target]).rename_column(target, "target").cast(COLUMNS)
 
 

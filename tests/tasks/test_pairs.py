@@ -317,7 +317,7 @@ def test_sources_that_cannot_be_used_are_refused(folder: str) -> None:
     assert refusal(lambda: Pairs("pairs", batch_size=0)).endswith("expected 1 or more; workers: 0 or more")
     assert refusal(lambda: opened("nowhere/at/all")).startswith("data root 'nowhere/at/all': no such file or folder; allowed: ")
     assert refusal(lambda: opened("packs", target="mask")) == (
-        "data root 'packs': column 'mask' is missing (it has image, depth, number); data.target names the targets'"
+        "data root 'packs': column 'mask' is missing (it has image, depth, number); data.target names the targets"
     )
     assert "column 'number' holds no images" in refusal(lambda: opened("packs", target="number"))
     assert refusal(lambda: opened("packs", target="image")).startswith("target 'image': that column holds the images")
