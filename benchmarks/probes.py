@@ -1,9 +1,10 @@
 """Every task on real data: networks known to be good, and our own, TinToks beside PCA of the same size.
 
-    python benchmarks/probes.py --packs FOLDER --vit FILE --huvr tiny=runs/tiny demo=runs/demo
+    python benchmarks/probes.py --packs FOLDER --vit FILE --huvr huvr-tiny=huvr-tiny demo=runs/demo
 
 Each probe is a ``huvr probe`` with the shipped protocol, on fewer images or steps where ``PROBES`` says so. Its run folder
-stays in ``--runs``; what is there already is not measured again. ``huvr report`` joins them into a page there.
+stays in ``--runs``; what is there already is not measured again. ``huvr report`` joins them into a page there. ``--name`` is
+for a record of its own, of networks that are measured later; ``tables.py`` joins them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LABELLED = ["--data.resize=224", "--data.crop=224", "--data.train_images=2000", 
 # Data, options, tokens of ours and of others, and how they are stored.
 PROBES: dict[str, dict[str, Any]] = {
     "imagenet": {
-        "data": "imagenette-160", "stored": ("fp16",), "ours": ("tintok",), "others": ("standard",),
+        "data": "imagenette-160", "stored": ("fp16",), "ours": ("standard", "tintok"), "others": ("standard",),
         "options": [
             "--data.workers=0", "--data.train_images=1000", "--data.test_images=500", "--data.batch_size=50",
             "--trainer.max_epochs=2",
@@ -64,14 +65,16 @@ PROBES: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packs", type=Path, required=True, help="Folder with imagenette-160, camvid and nyuv2-256.")
-    parser.add_argument("--vit", required=True, help="Weights of vit_tiny_patch16_224, mean and std 0.5.")
+    parser.add_argument("--vit", help="Weights of vit_tiny_patch16_224, mean and std 0.5; without, it is not measured.")
     parser.add_argument("--huvr", nargs="+", required=True, metavar="NAME=RUN", help="Networks of ours.")
     parser.add_argument("--trunks", nargs="*", default=[], metavar="NET=FILE", help="Weights of trunks of LPIPS.")
     parser.add_argument("--tasks", nargs="+", choices=PROBES, default=[*PROBES], help="Only these.")
     parser.add_argument("--measured", action="store_true", help="Measure nothing, record what the run folders hold.")
     parser.add_argument("--runs", type=Path, default=Path("runs/probes"), help="Folder of the run folders.")
+    parser.add_argument("--name", default="probes", help="Of the record.")
     options = parser.parse_args()
-    networks = {"ViT-Ti": ["--encoder=timm:vit_tiny_patch16_224", f"--model.encoder.weights={options.vit}", *VIT]}
+    known = ["--encoder=timm:vit_tiny_patch16_224", f"--model.encoder.weights={options.vit}", *VIT]
+    networks = {"ViT-Ti": known} if options.vit else {}
     networks |= {name: [f"--encoder={run}"] for name, _, run in (each.partition("=") for each in options.huvr)}
     trunks = dict(each.split("=", 1) for each in options.trunks)
     lpips = [f"--model.lpips=[{', '.join(trunks)}]", f"--model.lpips_trunks={json.dumps(trunks)}"] if trunks else []
@@ -98,7 +101,7 @@ def main() -> None:
                     ]
     data = ", ".join(sorted({PROBES[task]["data"] for task in options.tasks}))
     config = {"networks": {name: short(encoder[0].split("=", 1)[1]) for name, encoder in networks.items()}}
-    write_record("probes", data, config | {"options": {task: PROBES[task]["options"] for task in options.tasks}}, figures)
+    write_record(options.name, data, config | {"options": {task: PROBES[task]["options"] for task in options.tasks}}, figures)
     huvr(["report", str(options.runs), "--out", str(options.runs / "report.html")])
 
 

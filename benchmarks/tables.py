@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from ``benchmarks/results``; nobody types a figure there.
+"""Writes the tables of README.md and of the model card from ``benchmarks/results``; nobody types a figure there.
 
     python benchmarks/tables.py
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+PAGES = (ROOT / "README.md", ROOT / "huvr" / "shipped" / "huvr-tiny" / "README.md")
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -27,14 +29,22 @@ def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
     ]
 
 
-def reconstruction(figures: dict[str, Any]) -> list[str]:
+def reconstruction(figures: dict[str, Any], network: str = "the demo's HUVR") -> list[str]:
     names = {
-        "huvr": "the demo's HUVR",
+        "huvr": network,
         "patch_pca": "per-patch PCA, as many numbers a patch",
         "flat_patch": "each patch in its mean colour",
     }
     rows = [[names[key], row["psnr"], f"{row['ssim']:.3f}"] for key, row in figures["mean"].items()]
-    return table(["held-out photographs", "PSNR, dB", "SSIM"], rows)
+    return table([f"{figures['held_out']} held-out photographs", "PSNR, dB", "SSIM"], rows)
+
+
+def feature_memory(figures: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        [row["task"], f"{row['images']:,}", f"{row['file_mb']} MB", f"{row['anonymous_mb']} MB", f"{row['seconds']:.0f} s"]
+        for row in figures
+    ]
+    return table(["task", "images to learn from", "their features", "memory", "time"], rows)
 
 
 def modulation(figures: dict[str, Any]) -> list[str]:
@@ -72,8 +82,13 @@ def inr(figures: dict[str, Any]) -> list[str]:
 
 
 def train_step(figures: dict[str, Any]) -> list[str]:
-    rows = [[form, row["images_per_second"], f"{row['peak_memory_mb'] / 1024:.1f} GB"] for form, row in figures.items()]
-    return table(["ViT-B, modulation", "images/s", "peak memory"], rows)
+    rows = [
+        [name, row["images_per_second"], f"{row['gflops_per_image']['student']:.0f}", row["gflops_per_image"].get("teacher", ""),
+         f"{row['inr_share']:.0%}", f"{row['peak_memory_mb'] / 1024:.1f} GB"]
+        for name, row in figures.items()
+    ]  # fmt: skip
+    header = ["preset, teacher", "images/s", "GFLOPs an image, student", "… teacher", "share of the INR", "peak memory"]
+    return table(header, rows)
 
 
 def harness(figures: dict[str, Any]) -> list[str]:
@@ -113,6 +128,26 @@ def drawings(figures: list[dict[str, Any]]) -> list[str]:
     return table(["format", "stored", "bytes / image", "PSNR, dB", "SSIM", *(name.replace("_", " ") for name in names)], rows)
 
 
+def hypernets(figures: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, row["psnr"], f"{row['numbers']:,}", row["rivals"]["patch_pca"], row["rivals"]["jpeg"],
+         f"{row['parameters'] / 1e6:.1f} M", row["images_per_second"], f"{row['peak_memory_mb']} MB", f"{row['lr']:g}"]
+        for name, row in figures.items()
+    ]  # fmt: skip
+    header = [
+        "network",
+        "PSNR, dB",
+        "numbers an image",
+        "PCA of the same size, dB",
+        "JPEG, dB",
+        "parameters",
+        "images/s",
+        "memory",
+        "learning rate",
+    ]
+    return table(header, rows)
+
+
 def lift(figures: dict[str, Any]) -> list[str]:
     rows = [
         [row["kind"], row["psnr"], row["steps"], f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e6:.1f} M"]
@@ -150,9 +185,11 @@ def generation_speed(figures: list[dict[str, Any]]) -> list[str]:
     return table(["generator", "training, images/s", "peak memory", "sampling, images/s", "peak memory"], rows)
 
 
-# block → (record, what makes its table)
+# block → (record, or several whose figures are one list; what makes its table)
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "reconstruction": ("reconstruction", reconstruction),
+    "shipped": ("shipped", partial(reconstruction, network="huvr-tiny")),
+    "feature_memory": ("feature_memory", feature_memory),
     "modulation_adamw": ("modulation_adamw", modulation),
     "modulation_muon": ("modulation_muon", modulation),
     "sizes": ("any_size", sizes),
@@ -160,8 +197,9 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "inr": ("inr", inr),
     "train_step": ("train_step", train_step),
     "harness": ("harness", harness),
-    "probes": ("probes", probes),
-    "drawings": ("probes", drawings),
+    "probes": ("probes probes_shipped", probes),
+    "drawings": ("probes probes_shipped", drawings),
+    "hypernets": ("hypernets", hypernets),
     "lift": ("lift", lift),
     "generation_cifar10": ("generation_cifar10", generation),
     "generation_cifar10_speed": ("generation_cifar10", generation_speed),
@@ -172,17 +210,18 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
 
 def block(name: str) -> str:
     """The lines of one block: the table, and where its figures come from."""
-    file, maker = TABLES[name]
-    record = json.loads((RESULTS / f"{file}.json").read_text())
-    source = f"`{record['command']}`. {record['hardware']}. Data: {record['data']}. {record['date']}."
-    return "\n".join([*maker(record["figures"]), "", source, ""])
+    files, maker = TABLES[name]
+    records = [json.loads((RESULTS / f"{file}.json").read_text()) for file in files.split()]
+    figures = records[0]["figures"] if len(records) == 1 else [row for each in records for row in each["figures"]]
+    sources = [f"`{each['command']}`. {each['hardware']}. Data: {each['data']}. {each['date']}." for each in records]
+    return "\n".join([*maker(figures), "", "\n\n".join(sources), ""])
 
 
 def written(text: str) -> str:
-    """The README with every block made anew."""
+    """A page with every block made anew."""
     return BLOCK.sub(lambda match: match[1] + block(match[2]) + match[3], text)
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(written(readme.read_text()))
+    for page in PAGES:
+        page.write_text(written(page.read_text()))
