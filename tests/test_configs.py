@@ -22,7 +22,8 @@ PARAMETERS = {
     # the released network with its four distillation heads, less the LayerNorm before the up-projection, plus the cosine
     # head (256 × 768 + 768 for the patch vector, 256 × 768 for the global one)
     "pretrain.yaml": 123_837_328 - 64 + 393_984,
-    # by hand: ViT-Ti with 16 × 16 positions, bottleneck, decoder, INR with cosine head; four heads of 192 × 192 + 192 behind a LayerNorm
+    # by hand: ViT-Ti with 16 × 16 positions, bottleneck, decoder, INR with cosine head; four heads of 192 × 192 + 192, each
+    # behind a LayerNorm
     "tiny.yaml": 5_535_936 + 12_896 + 888_576 + 352_432 + 4 * (192 * 193 + 2 * 192),
     # by hand: encoder, bottleneck, decoder, INR with cosine head
     "demo.yaml": 1_932_800 + 15_008 + 526_848 + 369_072,
