@@ -17,10 +17,10 @@ from huvr.errors import HuvrError
 from huvr.pretrain import images_of
 from huvr.viz import GAP, save_png, to_uint8
 
-from .base import EncoderConfig, FrozenEncoderTask
+from .base import EncoderConfig, FrozenEncoderTask, patch_size
 from .depth_metrics import DepthMetrics, sig_loss
 from .depth_views import Box, ReadDepth, inside, tiles
-from .sliding import at_pixels, patch_of
+from .sliding import at_pixels
 
 PICTURED = 8  # images in depth.png
 WITHOUT_VARIANCE = 100  # first steps, in which the loss has no variance term
@@ -108,7 +108,7 @@ class Depth(FrozenEncoderTask):
     def forward(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Images ``(B, 3, H, W)`` in [0, 1] to depth in metres, brought to ``size`` bilinearly: ``(B, *size)``."""
         depth = self.head(self.encoder(images).map)[:, None]
-        return F.interpolate(at_pixels(depth, images.shape[-2:], patch_of(self.encoder)), size, mode="bilinear")[:, 0]
+        return F.interpolate(at_pixels(depth, images.shape[-2:], patch_size(self.encoder.network)), size, mode="bilinear")[:, 0]
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         truth = batch["target"]

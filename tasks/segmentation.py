@@ -19,9 +19,9 @@ from huvr.optim import warmup_cosine
 from huvr.viz import save_png
 
 from . import overlays
-from .base import EncoderConfig, FrozenEncoderTask
+from .base import EncoderConfig, FrozenEncoderTask, patch_size
 from .labels import NO_LABEL, Labels
-from .sliding import at_pixels, check_window, patch_of, slide
+from .sliding import at_pixels, check_window, slide
 
 ZeroLabel = Literal["kept", "ignored"]
 PICTURES = 4  # test images to be drawn
@@ -93,7 +93,7 @@ class Segmentation(FrozenEncoderTask):
         """Images ``(B, 3, H, W)`` in [0, 1] to logits ``(B, classes, H, W)``."""
         tokens = self.encoder(images)
         self.bytes_seen += self.encoder.stored_bytes(tokens)
-        return at_pixels(self.head(tokens.map), images.shape[-2:], patch_of(self.encoder))
+        return at_pixels(self.head(tokens.map), images.shape[-2:], patch_size(self.encoder.network))
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         logits, labels = self(batch["image"].float() / 255), batch["target"]

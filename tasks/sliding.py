@@ -43,14 +43,9 @@ def slide(images: Tensor, window: int, stride: int, predict: Callable[[Tensor], 
     return total / times
 
 
-def patch_of(encoder: FrozenEncoder) -> tuple[int, int] | None:
-    """Height and width in pixels of the patches of a ViT or MAE; None of other networks."""
-    return patch_size(encoder.network)
-
-
 def check_window(window: int, stride: int, encoder: FrozenEncoder) -> None:
     """Raise a HuvrError for windows that no patch fits into or that leave gaps."""
-    least = max(patch_of(encoder) or (1, 1))
+    least = max(patch_size(encoder.network) or (1, 1))
     if window < least or not 1 <= stride <= window:
         raise HuvrError(
             f"window {window}, stride {stride}: expected a window of {least} pixels (a patch) or more, 1 <= stride <= window"
