@@ -24,6 +24,7 @@ from huvr.phase import draw_phase, moved
 from huvr.safety import total_norm
 from huvr.sharding import shard
 from huvr.teacher import TeacherConfig, Teachers, pretrained_network
+from huvr.weights import load
 
 Batch = dict[str, Any]
 PLACES = ("encoder_cls", "encoder_patches", "decoder_cls", "decoder_patches")
@@ -83,6 +84,8 @@ class Pretraining(LightningModule):
         lpips_trunk: local file with its weights, see ``LPIPSLoss``.
         pictures_every: steps between two grids of pictures in TensorBoard, 0 for none.
         encoder_weights: what a timm network as ``net.encoder`` begins with: "hub", or a local file; None is chance.
+        start: a network of the same shape to go on from, whatever ``huvr.load`` opens; heads of distillation that it has not, or
+            has of other sizes, begin by chance.
         compile: have torch compile the layers of encoder and decoder, and the INR.
         checkpoint_activations: compute the layers of the encoder once more in the backward pass instead of keeping what lies
             within them: less memory, more time.
@@ -111,6 +114,7 @@ class Pretraining(LightningModule):
         lpips_trunk: str | None = None,
         pictures_every: int = 1000,
         encoder_weights: str | None = None,
+        start: str | None = None,
         compile: bool = False,
         checkpoint_activations: bool = False,
     ) -> None:
@@ -128,7 +132,9 @@ class Pretraining(LightningModule):
             raise HuvrError(mistake)
         if encoder_weights and net.encoder is None:
             raise HuvrError(f"encoder_weights {encoder_weights}: they need net.encoder, the name of a timm ViT")
-        self.encoder_weights, self.compiled = encoder_weights, compile
+        if encoder_weights and start:
+            raise HuvrError(f"encoder_weights {encoder_weights} and start {start}: training begins with one of them")
+        self.encoder_weights, self.start, self.compiled = encoder_weights, start, compile
         self.teachers, self.decoder_tap = tuple(teachers), decoder_tap
         self.optimizer: OptimizerName = optimizer
         self.lr, self.min_lr, self.warmup, self.weight_decay, self.betas = lr, min_lr, warmup, weight_decay, betas
@@ -165,6 +171,18 @@ class Pretraining(LightningModule):
             shape = {"img_size": config.image_size, "global_pool": ""}  # as the encoder is made
             tensors = pretrained_network(TeacherConfig(config.encoder or "", self.encoder_weights, arguments=shape)).state_dict()
             vit.load_state_dict({name: tensors[name] for name in vit.state_dict()})
+        if stage == "fit" and self.start:
+            self.begin_with(load(self.start), self.start)
+
+    def begin_with(self, other: HUVR, source: str) -> None:
+        """Take over the weights of ``other``; raise a HuvrError where it is of another shape."""
+        own, given = self.net.state_dict(), other.state_dict()
+        fits = {name for name, tensor in own.items() if name in given and given[name].shape == tensor.shape}
+        for name in own:
+            if name not in fits and not name.startswith("distill."):
+                found = f"is {tuple(given[name].shape)}, not {tuple(own[name].shape)}" if name in given else "is missing"
+                raise HuvrError(f"start {source}: a network of another shape than net: {name} {found}")
+        self.net.load_state_dict({name: given[name] if name in fits else tensor for name, tensor in own.items()})
 
     def on_fit_start(self) -> None:
         # Not earlier: the EMA callback copies the module before, and validate and predict go without teachers.
@@ -175,13 +193,7 @@ class Pretraining(LightningModule):
         self._teachers.forget()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images = images_of(batch)
-        height, width = (side // self.net.patch * self.net.patch for side in images.shape[-2:])
-        if not height or not width:
-            raise HuvrError(
-                f"images of {images.shape[-2]}x{images.shape[-1]} pixels are smaller than a patch of {self.net.patch}"
-            )
-        images = images[..., :height, :width]
+        images = self.whole_patches(images_of(batch))
         if self._pictured is None:
             self._pictured = images[:PICTURED].clone()  # a view would keep the whole batch
 
@@ -195,10 +207,20 @@ class Pretraining(LightningModule):
         losses |= self.distillation_losses(targets, encoded, tapped[self.decoder_tap])
         if self.weights["koleo"]:
             losses["koleo"] = self.koleo(encoded.cls)
-        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
-        self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()})
-        self.log("train/loss", total.detach())
         self.log("train/psnr", psnr(painted.detach(), target).mean(), prog_bar=True)
+        return self.weighted(losses)
+
+    def whole_patches(self, images: Tensor) -> Tensor:
+        """Images cropped to whole patches; raise a HuvrError where they are smaller than one."""
+        (height, width), patch = images.shape[-2:], self.net.patch
+        if min(height, width) < patch:
+            raise HuvrError(f"images of {height}x{width} pixels are smaller than a patch of {patch}")
+        return images[..., : height // patch * patch, : width // patch * patch]
+
+    def weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        """The sum of the losses, each by its weight; logs them all."""
+        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+        self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()} | {"train/loss": total.detach()})
         return total
 
     def koleo(self, features: Tensor) -> Tensor:

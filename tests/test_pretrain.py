@@ -297,6 +297,29 @@ def test_encoder_weights_need_a_timm_network_and_have_to_fit(tmp_path: Path) -> 
         trainer(tmp_path).fit(module, loader())
 
 
+def test_training_goes_on_from_a_network_and_keeps_the_heads_that_fit(tmp_path: Path, teachers: list[TeacherConfig]) -> None:
+    torch.manual_seed(1)
+    heads = Pretraining(TINY, teachers).net.config.distill_dims
+    given = HUVR(HUVRConfig(**{**asdict(TINY), "distill_dims": heads | {"encoder_cls": 5}}))
+    given.save(tmp_path / "given")
+    module = Pretraining(TINY, teachers, start=str(tmp_path / "given"))
+    begun, found = {name: tensor.clone() for name, tensor in module.net.state_dict().items()}, given.state_dict()
+    module.setup("validate")
+    assert all(torch.equal(tensor, begun[name]) for name, tensor in module.net.state_dict().items())
+    module.setup("fit")
+    for name, tensor in module.net.state_dict().items():
+        other = begun if name.startswith("distill.encoder_cls.") and name.endswith(("1.weight", "1.bias")) else found
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_training_only_goes_on_from_a_network_of_its_own_shape(tmp_path: Path) -> None:
+    HUVR(HUVRConfig(**{**asdict(TINY), "decoder_hidden": 64})).save(tmp_path)
+    with pytest.raises(HuvrError, match=r"start .*: a network of another shape than net: decoder\..* is .64, 48., not .96, 48."):
+        Pretraining(TINY, start=str(tmp_path)).setup("fit")
+    with pytest.raises(HuvrError, match=r"encoder_weights hub and start huvr-tiny: training begins with one of them"):
+        Pretraining(HUVRConfig(**{**asdict(TINY), "encoder": "test_vit"}), encoder_weights="hub", start="huvr-tiny")
+
+
 class TwoSizes:
     """Two batches of four images of 32 pixels, two of 48."""
 

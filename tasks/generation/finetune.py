@@ -123,21 +123,11 @@ class DecoderFinetuning(Pretraining):
         return Tokens(cls, patches + strength * of_patches * noise[:, 1:], tintoks.grid)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images = images_of(batch)
-        height, width = (side // self.net.patch * self.net.patch for side in images.shape[-2:])
-        if not height or not width:
-            raise HuvrError(
-                f"images of {images.shape[-2]}x{images.shape[-1]} pixels are smaller than a patch of {self.net.patch}"
-            )
-        images = images[..., :height, :width]
+        images = self.whole_patches(images_of(batch))
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
         generator = torch.Generator(self.device).manual_seed(seed_of("noise", self.seed, number, self.global_rank))
         decoded = self.net.expand(self.noisy(self._tintoks(images), generator))
         phase = draw_phase(self.phase_jitter, self.seed, self.global_step)
         painted, target = self.net.paint(decoded, phase), moved(images, phase)
-        losses = self.painting_losses(painted, target)
-        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
-        self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()})
-        self.log("train/loss", total.detach())
         self.log("train/psnr", psnr(painted.detach(), target).mean(), prog_bar=True)
-        return total
+        return self.weighted(self.painting_losses(painted, target))

@@ -34,8 +34,8 @@ class Generation(LightningModule):
     ``EMAWeightAveraging`` among the trainer's callbacks averages the weights; samples are drawn with the average.
 
     Args:
-        encoder: whatever ``huvr.load`` opens, or ``pca:FILE`` (:mod:`.codec`); frozen, and no part of training where latents
-            are on the disk.
+        encoder: whatever ``huvr.load`` opens, ``lift:RUN`` (:mod:`.lift_codec`), or ``pca:FILE`` (:mod:`.codec`); frozen, and no
+            part of training where latents are on the disk.
         dit: shape of the transformer.
         objective: "flow" matching, or "diffusion" as in DiT.
         global_token: generate the global TinTok too; where not, the mean of all images' stands for it.
