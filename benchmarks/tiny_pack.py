@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from huvr.files import whole
 
-TIMES = 5  # each photograph in an epoch
+TIMES = 10  # each photograph in an epoch
 HELD_OUT = 90
 
 

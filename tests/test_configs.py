@@ -24,7 +24,8 @@ PARAMETERS = {
     "pretrain.yaml": 123_837_328 - 64 + 393_984,
     # by hand: ViT-Ti with 16 × 16 positions, bottleneck, decoder, INR with cosine head; four heads of 192 × 192 + 192, each
     # behind a LayerNorm
-    "tiny.yaml": 5_535_936 + 12_896 + 888_576 + 352_432 + 4 * (192 * 193 + 2 * 192),
+    "tiny.yaml": (TINY := 5_535_936 + 12_896 + 888_576 + 352_432 + 4 * (192 * 193 + 2 * 192)),
+    "tiny_draw.yaml": TINY,
     # by hand: encoder, bottleneck, decoder, INR with cosine head
     "demo.yaml": 1_932_800 + 15_008 + 526_848 + 369_072,
 }
@@ -61,8 +62,9 @@ def test_two_steps(name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.
     if yaml.safe_load((CONFIGS / name).read_text())["model"]["init_args"].get("teachers"):
         save_file(timm.create_model("test_vit").state_dict(), "teacher.safetensors")
         changes["model.teachers"] = "[{name: test_vit, weights: teacher.safetensors}]"
-    if name == "tiny.yaml":
-        changes |= {"model.net.encoder": "test_vit", "model.encoder_weights": "teacher.safetensors"}
+    if name.startswith("tiny"):
+        begin = {"tiny.yaml": ("encoder_weights", "teacher.safetensors"), "tiny_draw.yaml": ("start", "null")}[name]
+        changes |= {"model.net.encoder": "test_vit", f"model.{begin[0]}": begin[1], "trainer.precision": "32-true"}
     options = [f"--{key}={value}" for key, value in changes.items()]
     assert main(["fit", "--config", name, *options]) == 0
     run = tmp_path / "runs" / Path(name).stem
