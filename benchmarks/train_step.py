@@ -148,8 +148,8 @@ def teacher_flops(config: TeacherConfig, patch: int) -> int:
     return counter.get_total_flops()
 
 
-def largest_batch(make: Any, batch: int, precision: str) -> int:
-    """The largest batch that fits, a multiple of 8: by doubling, then by halving the gap."""
+def largest_batch(make: Any, guess: int, precision: str) -> int:
+    """The largest batch that fits, to an eighth of it: from a guess on upwards, or downwards where that is too much."""
 
     def fits(number: int) -> bool:
         try:
@@ -158,13 +158,14 @@ def largest_batch(make: Any, batch: int, precision: str) -> int:
             return False
         return True
 
-    good, bad = 0, max(8, batch // 8 * 8)
-    while fits(bad):
-        good, bad = bad, 2 * bad
-    while bad - good > 8:
-        middle = (good + bad) // 16 * 8
-        good, bad = (middle, bad) if fits(middle) else (good, middle)
-    return good
+    number = max(8, guess // 8 * 8)
+    if not fits(number):
+        while number > 8 and not fits(number := number * 7 // 64 * 8):
+            pass
+        return number
+    while fits(larger := number + max(8, number // 64 * 8)):
+        number = larger
+    return number
 
 
 def row(preset: str, teacher: TeacherConfig | None, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -194,7 +195,9 @@ def row(preset: str, teacher: TeacherConfig | None, args: argparse.Namespace, de
         if not teacher:
             _, bare = measure(make(Bare), args.batch, args.steps, args.precision)
             figures["memory_against_bare"] = round(peak / bare, 3)
-        figures["largest_batch"] = largest_batch(make, args.batch, args.precision)
+            if not args.compile:  # each size would be compiled anew
+                memory = torch.cuda.get_device_properties(device).total_memory / 2**20
+                figures["largest_batch"] = largest_batch(make, round(0.9 * args.batch * memory / peak), args.precision)
     return figures
 
 
