@@ -91,6 +91,24 @@ def train_step(figures: dict[str, Any]) -> list[str]:
     return table(header, rows)
 
 
+def train_step_gpu(figures: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, f"{row['images_per_second']:.0f}", f"{row['utilisation']:.0%}", f"{row['inr_share']:.1%}",
+         f"{row['peak_memory_mb'] / 1024:.1f} GB", row["memory_against_bare"], row.get("largest_batch", "")]
+        for name, row in figures.items()
+    ]  # fmt: skip
+    header = [
+        "preset",
+        "images/s",
+        "of the chip's bf16 rate",
+        "share of the INR",
+        "memory",
+        "… bare network = 1",
+        "largest batch",
+    ]
+    return table(header, rows)
+
+
 def harness(figures: dict[str, Any]) -> list[str]:
     sample = "photographs of all classes"
     rows = [
@@ -148,6 +166,37 @@ def hypernets(figures: dict[str, Any]) -> list[str]:
     return table(header, rows)
 
 
+def minr(figures: dict[str, Any]) -> list[str]:
+    """Of hidden pixels, each kind of mask; the last column is the same of other data."""
+    kinds = list(figures["MAE"]["own"])
+    rows = [
+        [name, *(row["own"][kind]["hidden"] for kind in kinds), row["other"]["random 0.75"]["hidden"]]
+        for name, row in figures.items()
+    ]
+    return table(["PSNR of hidden pixels, dB", *kinds, "other data, random 0.75"], rows)
+
+
+def hypernet_configs(figures: dict[str, Any]) -> list[str]:
+    rows = [
+        [f"`{name}.yaml`", f"{row['parameters'] / 1e6:.1f} M", row["before"], row["after"], row["seconds_a_step"]]
+        for name, row in figures.items()
+    ]
+    return table(["config", "parameters", "PSNR before, dB", "… after", "seconds a step"], rows)
+
+
+def ablations(figures: list[dict[str, Any]]) -> list[str]:
+    """Means over the seeds, with the distance of the farthest two behind ±."""
+
+    def cell(row: dict[str, Any], key: str) -> str:
+        return f"{row[key]:.2f} ± {row[f'{key}_spread']:.2f}" if key in row else ""
+
+    rows = [
+        [row["group"], row["variant"], f"{row['numbers']:,}", *(cell(row, key) for key in ("psnr", "knn", "knn_tintok"))]
+        for row in figures
+    ]
+    return table(["", "variant", "numbers an image", "PSNR, dB", "k-NN, tokens", "k-NN, TinToks"], rows)
+
+
 def lift(figures: dict[str, Any]) -> list[str]:
     rows = [
         [row["kind"], row["psnr"], row["steps"], f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e6:.1f} M"]
@@ -196,13 +245,20 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "scales": ("any_size", scales),
     "inr": ("inr", inr),
     "train_step": ("train_step", train_step),
+    "train_step_cuda": ("train_step_cuda", train_step_gpu),
+    "train_step_cuda_compiled": ("train_step_cuda_compiled", train_step_gpu),
     "harness": ("harness", harness),
     "probes": ("probes probes_shipped", probes),
     "drawings": ("probes probes_shipped", drawings),
     "hypernets": ("hypernets", hypernets),
+    "minr": ("minr", minr),
+    "hypernet_configs": ("hypernet_configs", hypernet_configs),
+    "ablations": ("ablations", ablations),
     "lift": ("lift", lift),
     "generation_cifar10": ("generation_cifar10", generation),
     "generation_cifar10_speed": ("generation_cifar10", generation_speed),
+    "generation_cifar10_small": ("generation_cifar10_small", generation),
+    "generation_cifar10_small_speed": ("generation_cifar10_small", generation_speed),
     "generation_imagenette": ("generation_imagenette", generation),
     "generation_imagenette_speed": ("generation_imagenette", generation_speed),
 }

@@ -1,0 +1,122 @@
+"""Where a network loses what it does not draw: in its tokens, its TinToks, or its decoder.
+
+    python benchmarks/where_lost.py --data imagenet1k-sample-256/train.parquet --encoder huvr-tiny
+
+Middle squares of photographs, of which the last tenth is held out. Linear maps to the pixels of a patch, fitted by least squares
+to the training photographs, read the patch token beside the global one: what tokens and TinToks hold, without a decoder.
+TinToks found by descent on each image, from those of the encoder on, show what the decoder could draw from so many numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from common import RESULTS, write_record
+from pictures import load_pictures
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import center_crop
+
+from huvr import HUVR, load
+from huvr.metrics import psnr
+from huvr.model import Tokens
+from huvr.tasks.rivals import PatchPCA
+
+BATCH = 16
+Reader = Callable[[Tensor], Tensor]  # images (B, 3, H, W) to the inputs of a linear map, (B, h * w, D)
+
+
+def squares(pictures: list[Tensor], size: int) -> Iterator[Tensor]:
+    """Batches ``(B, 3, S, S)`` in [0, 1]."""
+    for batch in torch.stack([center_crop(picture, [size]) for picture in pictures]).split(BATCH):
+        yield batch.float() / 255
+
+
+def inputs(tokens: Tokens) -> Tensor:
+    """Each patch token beside the global one and a 1."""
+    cls = tokens.cls[:, None].expand(-1, tokens.patches.shape[1], -1)
+    return torch.cat([tokens.patches, cls, torch.ones_like(tokens.patches[..., :1])], dim=2)
+
+
+class LinearReader:
+    """The least squares of patches of pixels on what ``read`` gives, with a small ridge."""
+
+    def __init__(self, read: Reader, images: Iterator[Tensor], patch: int) -> None:
+        self.read, self.patch = read, patch
+        among, across = 0.0, 0.0
+        for batch in images:
+            x = read(batch).flatten(0, 1).double()
+            among, across = among + x.T @ x, across + x.T @ self._patches(batch).flatten(0, 1).double()
+        ridge = 1e-6 * among.diagonal().mean() * torch.eye(len(among))  # type: ignore[attr-defined]
+        self.weight = torch.linalg.solve(among + ridge, across).float()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return F.fold((self.read(images) @ self.weight).transpose(1, 2), images.shape[-2:], self.patch, stride=self.patch)
+
+    def _patches(self, images: Tensor) -> Tensor:
+        return F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
+
+
+def found_by_descent(model: HUVR, images: Tensor, steps: int, lr: float) -> Tensor:
+    """What is drawn from the best TinToks of these images that Adam finds."""
+    with torch.no_grad():
+        start = model.compress(model.encode(images))
+    parts = [part.clone().requires_grad_() for part in (start.cls, start.patches)]
+    optimizer = torch.optim.Adam(parts, lr * start.patches.std().item())
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.mse_loss(model.paint(model.expand(Tokens(*parts, start.grid))), images).backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        return model.paint(model.expand(Tokens(*parts, start.grid)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a Parquet file of photographs, whose last tenth is held out")
+    parser.add_argument("--encoder", default="huvr-tiny", help="a HUVR network")
+    parser.add_argument("--size", type=int, default=256, help="side of the squares in pixels")
+    parser.add_argument("--descent_images", type=int, default=BATCH, help="held-out photographs whose TinToks are searched for")
+    parser.add_argument("--descent_steps", type=int, default=100)
+    parser.add_argument("--lr", type=float, default=0.05, help="of that search, in deviations of TinToks")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = load(args.encoder).requires_grad_(False)
+    train, held_out, data = load_pictures(args.data, args.size)
+    patch = model.patch
+    readers: dict[str, Reader] = {
+        "linear from tokens": lambda images: inputs(model.encode(images)),
+        "linear from TinToks": lambda images: inputs(model.compress(model.encode(images))),
+    }
+    methods: dict[str, Callable[[Tensor], Tensor]] = {"as it is": model.reconstruct}
+    with torch.inference_mode():
+        methods |= {name: LinearReader(read, squares(train, args.size), patch) for name, read in readers.items()}
+        methods["per-patch PCA"] = PatchPCA(squares(train, args.size), patch, model.config.tintok_dim).reconstruct
+
+    def mean(method: Callable[[Tensor], Tensor], pictures: list[Tensor]) -> float:
+        values = torch.cat([psnr(method(images), images) for images in squares(pictures, args.size)])
+        return round(values.mean().item(), 2)
+
+    with torch.inference_mode():
+        figures = {name: {"all": mean(method, held_out)} for name, method in methods.items()}
+        few = held_out[: args.descent_images]
+        for name, method in methods.items():
+            figures[name]["few"] = mean(method, few)
+    figures["TinToks found by descent"] = {
+        "few": mean(lambda images: found_by_descent(model, images, args.descent_steps, args.lr), few)
+    }
+    options = {key: value for key, value in vars(args).items() if key not in ("out", "data")}
+    write_record("where_lost", data, options, figures, args.out)
+    for name, row in figures.items():
+        print(f"{name:26} {row}")
+
+
+if __name__ == "__main__":
+    main()
