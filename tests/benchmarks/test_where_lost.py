@@ -1,0 +1,41 @@
+"""Readers and searches that tell where a network loses what it does not draw."""
+
+from __future__ import annotations
+
+import torch
+from tiny_network import TINY
+from torch.nn import functional as F
+from where_lost import LinearReader, found_by_descent, inputs, squares
+
+from huvr.model import HUVR, Tokens
+
+
+def test_squares_are_the_middle() -> None:
+    picture = torch.arange(3 * 6 * 8, dtype=torch.uint8).view(3, 6, 8)
+    (batch,) = squares([picture], 4)
+    assert torch.equal(batch[0], picture[:, 1:5, 2:6] / 255)
+
+
+def test_inputs_have_the_global_token_beside_each_patch() -> None:
+    tokens = Tokens(torch.tensor([[5.0, 6.0]]), torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), (1, 2))
+    assert inputs(tokens).tolist() == [[[1, 2, 5, 6, 1], [3, 4, 5, 6, 1]]]
+
+
+def test_the_linear_reader_is_exact_where_the_pixels_are_linear() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 3, 16, 16, generator=generator)
+
+    def read(batch: torch.Tensor) -> torch.Tensor:
+        patches = F.unfold(batch, 4, stride=4).transpose(1, 2)
+        return torch.cat([patches.flip(2) * 3 - 1, torch.ones_like(patches[..., :1])], dim=2)
+
+    reader = LinearReader(read, iter([images]), 4)
+    assert torch.allclose(reader(images), images, atol=1e-2)
+
+
+def test_descent_finds_better_tintoks_than_the_encoder() -> None:
+    torch.manual_seed(0)
+    model = HUVR(TINY).requires_grad_(False)
+    images = torch.rand(2, 3, 16, 24)
+    before = F.mse_loss(model.reconstruct(images), images)
+    assert F.mse_loss(found_by_descent(model, images, 20, 0.1), images) < 0.95 * before
