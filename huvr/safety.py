@@ -87,6 +87,24 @@ def last_checkpoint(trainer: Trainer) -> str:
     return f"the last good checkpoint is {max(written, key=lambda path: path.stat().st_mtime)}"
 
 
+class LastCheckpoint(ModelCheckpoint):
+    """``last.ckpt``, written when Lightning's own would be, and where training ends whenever that is.
+
+    Lightning leaves out the end of a training that validates within its epochs, or not after each of them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", enable_version_counter=False)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        # Not at the end of training itself, when a callback that averages has put the average in the place of the weights.
+        steps_over = 0 <= trainer.max_steps <= trainer.global_step
+        epochs_over = 0 <= (-1 if trainer.max_epochs is None else trainer.max_epochs) <= trainer.current_epoch + 1
+        if (steps_over or epochs_over or trainer.should_stop) and not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes each checkpoint beside its place, to the disk, and renames it: at any moment there is a whole one or none.
 

@@ -156,6 +156,16 @@ def test_a_run_fills_its_folder(folder: Path) -> None:
     assert saved("runs/tiny")["seed_everything"] == 0
 
 
+@pytest.mark.parametrize(
+    "options", [["val_check_interval=2"], ["check_val_every_n_epoch=9"], ["check_val_every_n_epoch=9", "max_steps=2"]]
+)
+def test_the_end_of_a_training_is_saved_whenever_it_validates(folder: Path, options: list[str]) -> None:
+    changed = [f"--trainer.{option}" for option in ["max_epochs=2", "max_steps=3", *options]]
+    assert main(["fit", "--config", "tiny.yaml", *changed]) == 0
+    content = torch.load("runs/tiny/checkpoints/last.ckpt", weights_only=True)
+    assert content["global_step"] == (2 if "max_steps=2" in options else 3)
+
+
 def test_where_a_run_goes(folder: Path) -> None:
     assert main(["fit", "--config", "tiny.yaml", "--run", "there"]) == 0
     assert Path("there/checkpoints/last.ckpt").is_file()

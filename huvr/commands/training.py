@@ -40,7 +40,7 @@ from huvr.commands.arguments import ConfigByName, find_config, parse, read_yaml
 from huvr.commands.calm import calm
 from huvr.errors import HuvrError
 from huvr.files import read_torch
-from huvr.safety import SkipNonFinite, WholeCheckpoints
+from huvr.safety import LastCheckpoint, SkipNonFinite, WholeCheckpoints
 
 DEFAULTS = {"model": "huvr.pretrain.Pretraining", "data": "huvr.data.Images"}
 DESCRIPTION = """\
@@ -207,7 +207,7 @@ class TrainingCLI(LightningCLI):
         listed = config["callbacks"] or []
         listed = listed if isinstance(listed, list) else [listed]
         if config["enable_checkpointing"] is not False and not any(isinstance(each, ModelCheckpoint) for each in listed):
-            callbacks = [*callbacks, ModelCheckpoint(filename="last", enable_version_counter=False)]
+            callbacks = [*callbacks, LastCheckpoint()]
         if self.verb == "fit" and not any(isinstance(each, SkipNonFinite) for each in listed):
             callbacks = [*callbacks, SkipNonFinite()]
         plugins = config["plugins"] or []
