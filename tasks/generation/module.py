@@ -158,7 +158,9 @@ class Generation(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.log("lr", optimizer.param_groups[0]["lr"])
-        if self.pictures_every and self.global_step % self.pictures_every == 0 and isinstance(self.logger, TensorBoardLogger):
+        # Not before the first step: sampling takes long, and there is nothing to see yet.
+        due = self.pictures_every and self.global_step and self.global_step % self.pictures_every == 0
+        if due and isinstance(self.logger, TensorBoardLogger):
             self.log_pictures(self.logger)
 
     @torch.no_grad()
