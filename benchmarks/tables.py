@@ -197,6 +197,16 @@ def ablations(figures: list[dict[str, Any]]) -> list[str]:
     return table(["", "variant", "numbers an image", "PSNR, dB", "k-NN, tokens", "k-NN, TinToks"], rows)
 
 
+def where_lost(figures: dict[str, Any]) -> list[str]:
+    """The network on all of the squares; then everything on those few for which TinToks were searched."""
+    columns = list(next(iter(figures.values())))
+    rows = [
+        [name, row["as it is"]["all"], *(row[key]["few"] if key in row else "" for key in columns)]
+        for name, row in figures.items()
+    ]
+    return table(["held-out squares, PSNR in dB", "as it is, all", *(f"{key}, some" for key in columns)], rows)
+
+
 def lift(figures: dict[str, Any]) -> list[str]:
     rows = [
         [row["kind"], row["psnr"], row["steps"], f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e6:.1f} M"]
@@ -252,6 +262,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "drawings": ("probes probes_shipped", drawings),
     "hypernets": ("hypernets", hypernets),
     "minr": ("minr", minr),
+    "where_lost": ("where_lost", where_lost),
     "hypernet_configs": ("hypernet_configs", hypernet_configs),
     "ablations": ("ablations", ablations),
     "lift": ("lift", lift),

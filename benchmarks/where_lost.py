@@ -1,6 +1,6 @@
 """Where a network loses what it does not draw: in its tokens, its TinToks, or its decoder.
 
-    python benchmarks/where_lost.py --data imagenet1k-sample-256/train.parquet --encoder huvr-tiny
+    python benchmarks/where_lost.py --data imagenet1k-sample-256/train.parquet --encoders huvr-tiny runs/tiny
 
 Middle squares of photographs, of which the last tenth is held out. Linear maps to the pixels of a patch, fitted by least squares
 to the training photographs, read the patch token beside the global one: what tokens and TinToks hold, without a decoder.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from common import RESULTS, write_record
+from common import RESULTS, short, write_record
 from pictures import load_pictures
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,6 +44,7 @@ def inputs(tokens: Tokens) -> Tensor:
 class LinearReader:
     """The least squares of patches of pixels on what ``read`` gives, with a small ridge."""
 
+    @torch.no_grad()
     def __init__(self, read: Reader, images: Iterator[Tensor], patch: int) -> None:
         self.read, self.patch = read, patch
         among, across = 0.0, 0.0
@@ -79,7 +80,7 @@ def found_by_descent(model: HUVR, images: Tensor, steps: int, lr: float) -> Tens
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a Parquet file of photographs, whose last tenth is held out")
-    parser.add_argument("--encoder", default="huvr-tiny", help="a HUVR network")
+    parser.add_argument("--encoders", nargs="+", default=["huvr-tiny"], help="HUVR networks of one patch and one size of TinToks")
     parser.add_argument("--size", type=int, default=256, help="side of the squares in pixels")
     parser.add_argument("--descent_images", type=int, default=BATCH, help="held-out photographs whose TinToks are searched for")
     parser.add_argument("--descent_steps", type=int, default=100)
@@ -88,34 +89,45 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model = load(args.encoder).requires_grad_(False)
+    models = {short(name): load(name).requires_grad_(False) for name in args.encoders}
+    if len({(model.patch, model.config.tintok_dim) for model in models.values()}) > 1:
+        parser.error("--encoders: networks of one patch and one size of TinToks are expected")
     train, held_out, data = load_pictures(args.data, args.size)
-    patch = model.patch
-    readers: dict[str, Reader] = {
-        "linear from tokens": lambda images: inputs(model.encode(images)),
-        "linear from TinToks": lambda images: inputs(model.compress(model.encode(images))),
-    }
-    methods: dict[str, Callable[[Tensor], Tensor]] = {"as it is": model.reconstruct}
-    with torch.inference_mode():
-        methods |= {name: LinearReader(read, squares(train, args.size), patch) for name, read in readers.items()}
-        methods["per-patch PCA"] = PatchPCA(squares(train, args.size), patch, model.config.tintok_dim).reconstruct
+    few = held_out[: args.descent_images]
 
     def mean(method: Callable[[Tensor], Tensor], pictures: list[Tensor]) -> float:
         values = torch.cat([psnr(method(images), images) for images in squares(pictures, args.size)])
         return round(values.mean().item(), 2)
 
-    with torch.inference_mode():
-        figures = {name: {"all": mean(method, held_out)} for name, method in methods.items()}
-        few = held_out[: args.descent_images]
-        for name, method in methods.items():
-            figures[name]["few"] = mean(method, few)
-    figures["TinToks found by descent"] = {
-        "few": mean(lambda images: found_by_descent(model, images, args.descent_steps, args.lr), few)
-    }
+    @torch.inference_mode()
+    def both(method: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        return {"all": mean(method, held_out), "few": mean(method, few)}
+
+    def lost(model: HUVR) -> dict[str, dict[str, float]]:
+        def tokens(images: Tensor) -> Tensor:
+            return inputs(model.encode(images))
+
+        def tintoks(images: Tensor) -> Tensor:
+            return inputs(model.compress(model.encode(images)))
+
+        return {
+            "as it is": both(model.reconstruct),
+            "linear from tokens": both(LinearReader(tokens, squares(train, args.size), model.patch)),
+            "linear from TinToks": both(LinearReader(tintoks, squares(train, args.size), model.patch)),
+            "TinToks found by descent": {
+                "few": mean(lambda images: found_by_descent(model, images, args.descent_steps, args.lr), few)
+            },
+        }
+
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    for name, model in models.items():
+        figures[name] = lost(model)
+        print(name, figures[name], flush=True)
+    model = next(iter(models.values()))
+    pca = PatchPCA(squares(train, args.size), model.patch, model.config.tintok_dim)
+    figures["per-patch PCA"] = {"as it is": both(pca.reconstruct)}
     options = {key: value for key, value in vars(args).items() if key not in ("out", "data")}
     write_record("where_lost", data, options, figures, args.out)
-    for name, row in figures.items():
-        print(f"{name:26} {row}")
 
 
 if __name__ == "__main__":
