@@ -51,11 +51,11 @@ KINDS: dict[str, tuple[LIFTConfig, dict[str, tuple[float, ...]]]] = {
 SOLIDS = replace(SMALL, dims=3, channels=1, width=32)
 
 
-def train(config: LIFTConfig, batch: Callable[[], Tensor], seconds: float) -> tuple[LIFT, int]:
+def train(config: LIFTConfig, batch: Callable[[], Tensor], seconds: float, lr: float = LR) -> tuple[LIFT, int]:
     """A network after so much processor time, and its steps."""
     torch.manual_seed(0)
     model, steps, end = LIFT(config), 0, time.process_time() + seconds
-    optimizer = torch.optim.Adam(model.parameters(), LR)
+    optimizer = torch.optim.Adam(model.parameters(), lr)
     while time.process_time() < end:
         signals = batch()
         points = points_of(model, signals)
