@@ -47,10 +47,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = pq.read_table(args.data, columns=["image"]).slice(0, 2128).column("image").to_pylist()
     images = torch.stack([centre_crop(SIDE)(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in rows]).float() / 255
-    solids = {
-        split: torch.stack([row["voxels"] for row in SolidSet(split, 64, 16, seed=0)]).float()
-        for split in ("train", "validation")
-    }
+    sets = {split: SolidSet(split, 64, 16, seed=0) for split in ("train", "validation")}
+    solids = {split: torch.stack([found[n]["voxels"] for n in range(len(found))]).float() for split, found in sets.items()}
 
     figures: list[dict[str, Any]] = []
 
