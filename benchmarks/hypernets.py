@@ -1,7 +1,7 @@
 """HUVR beside TransINR, GINR and ANR: the same images in the same order, the same optimiser, schedule and number of steps.
 
     python benchmarks/hypernets.py --data PACK/train.parquet --minutes 60
-    python benchmarks/hypernets.py --data PACK/train.parquet --sizes paper --steps 20000     # on an accelerator
+    python benchmarks/hypernets.py --data PACK/train.parquet --sizes paper --steps 20000 --precision bf16-mixed   # on a GPU
 
 The small networks have about one number for twelve of the image, as many parameters as each other, and patches of one size;
 those of the paper have the sizes of their papers, with patches that tile the image. Dropout and jittered coordinates, which
@@ -29,7 +29,7 @@ import torch
 from common import RESULTS, peak_memory_mb, random_crops, reset_peak_memory, write_record
 from pictures import load_pictures
 from torch import Tensor
-from trainings import Crops, Finished, fit
+from trainings import Crops, Finished, Precision, fit
 
 from huvr.files import whole
 from huvr.hypernets.anr import ANR
@@ -96,7 +96,7 @@ def both(config: HUVRConfig) -> Networks:
 SIZES: dict[str, tuple[Callable[[int], Networks], int]] = {"small": (small, 16), "paper": (paper, 144)}  # and the step of --size
 
 
-def cost(name: str, sizes: str, size: int, batch: int, threads: int, repeats: int = 3) -> dict[str, float]:
+def cost(name: str, sizes: str, size: int, batch: int, precision: Precision, threads: int, repeats: int = 3) -> dict[str, float]:
     """Parameters, numbers an image, images per second and memory in MB of training, measured in this process."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -108,8 +108,10 @@ def cost(name: str, sizes: str, size: int, batch: int, threads: int, repeats: in
     optimizer = make_optimizer("adamw", net.parameters(), 1e-4, 0.0, (0.9, 0.999))
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        parameters = net.encode(images)
-        net.loss(net.render(parameters), images).backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            parameters = net.encode(images)
+            loss = net.loss(net.render(parameters), images)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":
@@ -177,6 +179,7 @@ def main() -> None:
     length.add_argument("--steps", type=int, help="of each training")
     length.add_argument("--minutes", type=float, help="for everything; the steps follow from it")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--precision", choices=get_args(Precision), default="32-true")
     parser.add_argument("--optimizer", choices=get_args(OptimizerName), default="adamw", help="adamw is the papers' Adam")
     parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     parser.add_argument("--threads", type=int, default=1)
@@ -198,7 +201,9 @@ def main() -> None:
     options = {key: value for key, value in vars(args).items() if key not in ("out", "data")}
     finished = Finished(args.out, name, options | {"data": data})
     costs = {
-        net: finished(f"cost of {net}", lambda net=net: apart(net, args.sizes, args.size, args.batch, args.threads))
+        net: finished(
+            f"cost of {net}", lambda net=net: apart(net, args.sizes, args.size, args.batch, args.precision, args.threads)
+        )
         for net in networks
     }
     speeds = [each["images_per_second"] for each in costs.values()]
@@ -208,7 +213,7 @@ def main() -> None:
         torch.manual_seed(0)
         learning: dict[str, Any] = {"optimizer": args.optimizer, "lr": lr, "schedule": "cosine", "warmup": WARMUP}
         module = HyperNetwork(networks[net](), **learning, pictures_every=0)
-        return fit(module, Crops(pictures, args.size, seed=0), images, steps, args.batch, points)
+        return fit(module, Crops(pictures, args.size, seed=0), images, steps, args.batch, points, args.precision)
 
     figures = {}
     for net in networks:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from common import COMMIT, random_crops
@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from huvr.commands.calm import calm
 from huvr.files import whole
+
+Precision = Literal["32-true", "bf16-mixed"]
 
 calm()
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it announces each of many trainings
@@ -43,7 +45,9 @@ class Curve(Callback):
         self.points.append((trainer.global_step, round(trainer.callback_metrics["val/psnr"].item(), 3)))
 
 
-def fit(module: LightningModule, crops: Crops, test: Tensor, steps: int, batch: int, points: int = 1) -> list[tuple[int, float]]:
+def fit(
+    module: LightningModule, crops: Crops, test: Tensor, steps: int, batch: int, points: int = 1, precision: Precision = "32-true"
+) -> list[tuple[int, float]]:
     """Train ``module``, which then is in eval mode and on the CPU.
 
     Args:
@@ -53,6 +57,7 @@ def fit(module: LightningModule, crops: Crops, test: Tensor, steps: int, batch: 
         steps: of the optimiser.
         batch: images of each.
         points: how often to measure on the way; the last time is the end.
+        precision: of Lightning's Trainer.
 
     Returns:
         (step, PSNR in dB) of each measurement.
@@ -60,7 +65,7 @@ def fit(module: LightningModule, crops: Crops, test: Tensor, steps: int, batch: 
     curve, off = Curve(), dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(
         max_steps=steps, val_check_interval=max(1, steps // points), check_val_every_n_epoch=None, num_sanity_val_steps=0,
-        gradient_clip_val=1.0, devices=1, callbacks=[curve], **off,  # type: ignore[arg-type]
+        gradient_clip_val=1.0, devices=1, precision=precision, callbacks=[curve], **off,  # type: ignore[arg-type]
     )  # fmt: skip
     held_out = DataLoader([{"image": image} for image in test], batch)  # type: ignore[arg-type]
     trainer.fit(module, DataLoader(crops, batch), held_out)

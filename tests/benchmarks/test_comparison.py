@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 from xml.etree import ElementTree
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hypernets import cost, plot, rivals, small, steps_for
 from torch import Tensor
-from trainings import Crops, Finished, fit
+from trainings import Crops, Finished, Precision, fit
 
 from huvr.hypernets.coordinate_mlp import INRConfig
 from huvr.hypernets.module import HyperNetwork
@@ -67,6 +68,16 @@ def test_the_same_training_gives_the_same_curve() -> None:
     assert len(once) == 2
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+def test_products_have_the_precision_asked_for(precision: Precision, dtype: torch.dtype) -> None:
+    module, seen = tiny(), set[torch.dtype]()
+    for part in module.net.modules():
+        if isinstance(part, torch.nn.Linear):
+            part.register_forward_hook(lambda part, inputs, output: seen.add(output.dtype))
+    fit(module, Crops(pictures(), 16, 0), torch.rand(2, 3, 16, 16), steps=1, batch=2, precision=precision)
+    assert seen == {dtype}
+
+
 def test_results_are_kept_until_the_record_is_written(tmp_path: Path) -> None:
     finished = Finished(tmp_path, "some", {"steps": 3, "sizes": (1, 2)})
     assert finished("first", lambda: {"psnr": 20.0}) == {"psnr": 20.0}
@@ -95,8 +106,9 @@ def test_rivals_have_the_bytes_of_the_network() -> None:
     assert rivals(smooth, test, patch=8, numbers=1024)["jpeg_bytes"] <= 2048
 
 
-def test_cost_counts_parameters_and_numbers() -> None:
-    found = cost("GINR", "small", 16, batch=2, threads=1, repeats=1)
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_cost_counts_parameters_and_numbers(precision: Precision) -> None:
+    found = cost("GINR", "small", 16, batch=2, precision=precision, threads=1, repeats=1)
     assert found["numbers"] == 64 == 16**2 // 4
     assert found["parameters"] == sum(p.numel() for p in small(16)["GINR"]().parameters())
     assert found["images_per_second"] > 0
