@@ -7,7 +7,7 @@ DATA   ?= photos
 PY := $(VENV)/bin/python
 READY := $(VENV)/.huvr-ready
 
-.PHONY: demo test lint bench soak test-slurm clean
+.PHONY: demo test lint bench bench-gpu soak test-slurm clean
 
 demo: $(READY)
 	rm -rf runs/demo
@@ -31,6 +31,13 @@ bench: $(READY)
 	$(PY) benchmarks/any_size.py --data $(DATA)
 	test -d runs/demo || $(MAKE) demo
 	$(PY) benchmarks/reconstruction.py --encoder runs/demo
+	$(PY) benchmarks/tables.py
+
+# What takes a GPU: a training step with and without a teacher, and the hyper-networks at the sizes of their papers.
+bench-gpu: $(READY)
+	$(PY) benchmarks/train_step.py --presets base large --teacher vit_large_patch16_dinov3 --precision bf16 --batch 64 --steps 20
+	$(PY) benchmarks/train_step.py --presets base large --teacher vit_large_patch16_dinov3 --precision bf16 --batch 256 --steps 20 --compile
+	$(PY) benchmarks/hypernets.py --data $(DATA) --sizes paper --minutes 15 --precision bf16-mixed
 	$(PY) benchmarks/tables.py
 
 # Kills a training at 20 random moments, and compares its weights with those of one that was left alone.

@@ -92,21 +92,14 @@ def train_step(figures: dict[str, Any]) -> list[str]:
 
 
 def train_step_gpu(figures: dict[str, Any]) -> list[str]:
-    rows = [
-        [name, f"{row['images_per_second']:.0f}", f"{row['utilisation']:.0%}", f"{row['inr_share']:.1%}",
-         f"{row['peak_memory_mb'] / 1024:.1f} GB", row["memory_against_bare"], row.get("largest_batch", "")]
-        for name, row in figures.items()
-    ]  # fmt: skip
-    header = [
-        "preset",
-        "images/s",
-        "of the chip's bf16 rate",
-        "share of the INR",
-        "memory",
-        "… bare network = 1",
-        "largest batch",
-    ]
-    return table(header, rows)
+    rows = []
+    for name, row in figures.items():
+        rate = f"{row['utilisation']:.0%}" if "utilisation" in row else ""  # of bf16 on a chip whose rate is known
+        share, memory = f"{row['inr_share']:.1%}", f"{row['peak_memory_mb'] / 1024:.1f} GB"
+        rows.append([name, f"{row['images_per_second']:.0f}", rate, share, memory])
+        rows[-1] += [row.get(key, "") for key in ("memory_against_bare", "largest_batch")]  # without a teacher only
+    header = ["preset, teacher", "images/s", "of the chip's bf16 rate", "share of the INR", "memory"]
+    return table([*header, "… bare network = 1", "largest batch"], rows)
 
 
 def harness(figures: dict[str, Any]) -> list[str]:

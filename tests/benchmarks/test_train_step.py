@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import train_step
+from tables import train_step_gpu
 from tiny_network import TINY
 
 from huvr.pretrain import Pretraining
@@ -29,3 +30,10 @@ def test_one_more_layer_of_the_student_costs_its_products_thrice(monkeypatch: py
     layer = (3 + 1) * width**2 * tokens + 3 * width * hidden * tokens + 2 * tokens**2 * width
     one, two = (train_step.student_flops(Pretraining(replace(TINY, depth=depth))) for depth in (1, 2))
     assert two - one == 3 * TWO * layer
+
+
+def test_the_table_of_a_gpu_has_lines_with_and_without_a_teacher() -> None:
+    every = {"images_per_second": 702.4, "utilisation": 0.141, "inr_share": 0.0824, "peak_memory_mb": 13312}
+    alone = {"memory_against_bare": 1.05, "largest_batch": 688}
+    _, _, *lines = train_step_gpu({"base": every | alone, "base, vit": every})
+    assert lines == ["| base | 702 | 14% | 8.2% | 13.0 GB | 1.05 | 688 |", "| base, vit | 702 | 14% | 8.2% | 13.0 GB |  |  |"]
