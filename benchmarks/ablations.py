@@ -174,6 +174,8 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.steps, args.seeds, args.gallery, args.queries) < 1:
         parser.error("--steps, --seeds, --gallery, --queries: expected 1 or more")
+    if {*args.groups} != {*GROUPS} and args.out == RESULTS:
+        parser.error("--groups: a part is no record of all of them; give it another --out")
     columns = pq.read_schema(args.data).names if Path(args.data).is_file() else []
     if not {"image", "label"} <= {*columns}:
         parser.error(f"--data {args.data}: expected a Parquet file with the columns image and label")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -41,6 +43,13 @@ def commit() -> str:
 
 
 COMMIT = commit()  # at the start: what is edited while a benchmark runs has no part in it
+
+
+def parquet(argument: str) -> str:
+    """An argument of a command that names a Parquet file."""
+    if not Path(argument).is_file() or not pq.read_schema(argument).names:
+        raise argparse.ArgumentTypeError(f"{argument} is no Parquet file")
+    return argument
 
 
 def short(argument: str) -> str:

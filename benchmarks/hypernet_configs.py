@@ -72,6 +72,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     options = parser.parse_args()
+    if {*options.only} != {*CONFIGS} and options.out == RESULTS:
+        parser.error("--only: a part is no record of all of them; give it another --out")
     torch.set_num_threads(options.threads)
     kept = {"data": short(options.data), "steps": options.steps, "batch": options.batch, "threads": options.threads}
     finished = Finished(options.out, "hypernet_configs", kept)

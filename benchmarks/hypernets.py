@@ -4,10 +4,11 @@
     python benchmarks/hypernets.py --data PACK/train.parquet --sizes paper --steps 20000 --precision bf16-mixed   # on a GPU
 
 The small networks have about one number for twelve of the image, as many parameters as each other, and patches of one size;
-those of the paper have the sizes of their papers, with patches that tile the image. Dropout and jittered coordinates, which
-belong to trainings of hundreds of epochs, are left out for all. Each network tries every learning rate of one grid for a quarter
-of the steps; the best on held-out pictures kept apart for it is trained anew, and measured on the other held-out pictures. Beside
-each stand per-patch PCA with as many numbers an image, and JPEG of at most as many bytes as these take in fp16.
+those of the paper have the sizes of their papers, with patches that tile the image, and three of them keep more numbers than the
+image has. Dropout and jittered coordinates, which belong to trainings of hundreds of epochs, are left out for all. Each network
+tries every learning rate of one grid for a quarter of the steps; the best on held-out pictures kept apart for it is trained anew,
+and measured on the other held-out pictures. Beside each that is smaller than the image stand per-patch PCA with as many numbers,
+and JPEG of at most as many bytes as these take in fp16.
 
 Whatever is measured lies in a file in ``--out`` at once: the same command goes on where it was broken off.
 """
@@ -29,7 +30,7 @@ import torch
 from common import RESULTS, peak_memory_mb, random_crops, reset_peak_memory, write_record
 from pictures import load_pictures
 from torch import Tensor
-from trainings import Crops, Finished, Precision, fit
+from trainings import CLIP, Crops, Finished, Precision, fit
 
 from huvr.files import whole
 from huvr.hypernets.anr import ANR
@@ -96,8 +97,17 @@ def both(config: HUVRConfig) -> Networks:
 SIZES: dict[str, tuple[Callable[[int], Networks], int]] = {"small": (small, 16), "paper": (paper, 144)}  # and the step of --size
 
 
-def cost(name: str, sizes: str, size: int, batch: int, precision: Precision, threads: int, repeats: int = 3) -> dict[str, float]:
-    """Parameters, numbers an image, images per second and memory in MB of training, measured in this process."""
+def cost(
+    name: str,
+    sizes: str,
+    size: int,
+    batch: int,
+    precision: Precision,
+    optimizer_name: OptimizerName,
+    threads: int,
+    repeats: int = 3,
+) -> dict[str, float]:
+    """Parameters, numbers an image, images per second and memory in MB of training as :func:`fit` does it, in this process."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -105,13 +115,14 @@ def cost(name: str, sizes: str, size: int, batch: int, precision: Precision, thr
     reset_peak_memory(device)
     before, seconds = peak_memory_mb(device), []
     net = SIZES[sizes][0](size)[name]().to(device)
-    optimizer = make_optimizer("adamw", net.parameters(), 1e-4, 0.0, (0.9, 0.999))
+    optimizer = make_optimizer(optimizer_name, net.parameters(), 1e-4, 0.0, (0.9, 0.999))
     for _ in range(repeats + 1):
         start = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             parameters = net.encode(images)
             loss = net.loss(net.render(parameters), images)
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":
@@ -148,8 +159,13 @@ def steps_for(minutes: float, speeds: list[float], batch: int, rates: int, measu
 
 
 def rivals(pictures: list[Tensor], test: Tensor, patch: int, numbers: int) -> dict[str, float]:
-    """PSNR of per-patch PCA with that many numbers an image, and of JPEG of at most their bytes in fp16, with its mean size."""
+    """PSNR of per-patch PCA with that many numbers an image, and of JPEG of at most their bytes in fp16, with its mean size.
+
+    Nothing for as many numbers as the image itself has, or more.
+    """
     size = test.shape[-1]
+    if numbers >= 3 * size**2:
+        return {}
     components = max(1, numbers // (size // patch) ** 2)
     rng = np.random.default_rng(1)
     pca = PatchPCA((random_crops(pictures, 50, size, rng) for _ in range(20)), patch, components)
@@ -181,13 +197,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--precision", choices=get_args(Precision), default="32-true")
     parser.add_argument("--optimizer", choices=get_args(OptimizerName), default="adamw", help="adamw is the papers' Adam")
-    parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
+    parser.add_argument("--lrs", type=float, nargs="+", default=[3e-5, 1e-4, 3e-4, 1e-3])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record and the plot")
     args = parser.parse_args()
     make, step = SIZES[args.sizes]
-    if args.size < step or args.size % step:
-        parser.error(f"--size {args.size}: expected a multiple of {step} for --sizes {args.sizes}")
+    if args.size < 32 or args.size % step:
+        parser.error(f"--size {args.size}: expected a multiple of {step}, 32 or more, for --sizes {args.sizes}")
     if args.batch < 1 or (args.steps is not None and args.steps < TRIAL):
         parser.error(f"--steps {args.steps}, --batch {args.batch}: expected {TRIAL} steps and 1 image or more")
     torch.set_num_threads(args.threads)
@@ -200,11 +216,9 @@ def main() -> None:
     name = "hypernets" + ("_cuda" if torch.cuda.is_available() else "")
     options = {key: value for key, value in vars(args).items() if key not in ("out", "data")}
     finished = Finished(args.out, name, options | {"data": data})
+    about = ("sizes", "size", "batch", "precision", "optimizer", "threads")
     costs = {
-        net: finished(
-            f"cost of {net}", lambda net=net: apart(net, args.sizes, args.size, args.batch, args.precision, args.threads)
-        )
-        for net in networks
+        net: finished(f"cost of {net}", lambda net=net: apart(net, *(getattr(args, key) for key in about))) for net in networks
     }
     speeds = [each["images_per_second"] for each in costs.values()]
     steps = args.steps or finished("steps", lambda: steps_for(args.minutes, speeds, args.batch, len(args.lrs), len(test)))
@@ -222,6 +236,8 @@ def main() -> None:
             for lr in args.lrs
         }
         best = max(tried, key=lambda lr: -math.inf if math.isnan(tried[lr]) else tried[lr])  # one too high may end in nan
+        if len(args.lrs) > 1 and best in (min(args.lrs), max(args.lrs)):
+            print(f"{net}: {best}, the best learning rate, is at the edge of --lrs", flush=True)
         curve = finished(net, lambda net=net, best=best: trained(net, best, steps, test, POINTS))
         same_size = finished(f"rivals of {net}", lambda net=net: rivals(pictures, test, patch, costs[net]["numbers"]))
         figures[net] = {"psnr": curve[-1][1], **costs[net], "rivals": same_size, "lr": best, "tried": tried, "curve": curve}

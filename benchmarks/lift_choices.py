@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from common import RESULTS, short, write_record
+from common import RESULTS, parquet, short, write_record
 from lift import BATCH, LR, SIDE, SMALL, quality, train
 from PIL import Image
 from torch import Tensor
@@ -29,7 +29,7 @@ OURS: dict[str, float] = {"lr": LR, "inner_steps": 3, "smoothness": 1e-4}
 IMAGES = replace(SMALL, omega=10.0, inner_lr=100.0)
 SOLIDS = replace(SMALL, dims=3, channels=1, width=64, omega=10.0)  # as lift_voxel.yaml
 CHOICES: dict[str, tuple[float, ...]] = {"lr": (3e-4, 1e-3, 3e-3), "inner_steps": (1, 3, 5), "smoothness": (0.0, 1e-4, 1e-2)}
-INNER_LR = (1.0, 10.0, 100.0)  # of solids; that of images is searched by lift.py
+INNER_LR = {"images": (10.0, 30.0, 100.0, 300.0), "solids": (1.0, 10.0, 100.0)}
 
 
 def batches(signals: Tensor, size: int) -> Callable[[], Tensor]:
@@ -40,7 +40,7 @@ def batches(signals: Tensor, size: int) -> Callable[[], Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a Parquet file of images")
+    parser.add_argument("--data", type=parquet, required=True, help="a Parquet file of images")
     parser.add_argument("--seconds", type=float, default=20.0, help="processor time of a training")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     args = parser.parse_args()
@@ -65,8 +65,9 @@ def main() -> None:
     for changed, values in CHOICES.items():
         for value in values:
             measured("images", changed, value)
-    for value in INNER_LR:
-        measured("solids", "inner_lr", value)
+    for data, values in INNER_LR.items():
+        for value in values:
+            measured(data, "inner_lr", value)
     config = {"seconds": args.seconds, "ours": OURS | {"inner_lr": {"images": IMAGES.inner_lr, "solids": 10.0}}}
     write_record("lift_choices", f"{short(args.data)}, {SIDE} px; solids made by code, 16³", config, figures, args.out)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow.parquet as pq
 from common import short
 from PIL import Image
@@ -19,10 +21,15 @@ def load_pictures(source: str, shorter: int) -> tuple[list[Tensor], list[Tensor]
     Args:
         source: "photos", or a Parquet file whose last tenth is held out.
         shorter: in pixels.
+
+    Raises:
+        SystemExit: where there is no such file.
     """
     if source == "photos":
         splits = photos.paths()
         train, held_out = ([read_image(path) for path in splits[name]] for name in ("train", "validation"))
+    elif not Path(source).is_file():
+        raise SystemExit(f"--data {source}: expected a Parquet file of images, or photos")
     else:
         rows = pq.read_table(source, columns=["image"]).column("image").to_pylist()
         pictures = [read_image(row["bytes"]) for row in rows]

@@ -141,7 +141,7 @@ def drawings(figures: list[dict[str, Any]]) -> list[str]:
 
 def hypernets(figures: dict[str, Any]) -> list[str]:
     rows = [
-        [name, row["psnr"], f"{row['numbers']:,}", row["rivals"]["patch_pca"], row["rivals"]["jpeg"],
+        [name, row["psnr"], f"{row['numbers']:,}", row["rivals"].get("patch_pca", ""), row["rivals"].get("jpeg", ""),
          f"{row['parameters'] / 1e6:.1f} M", row["images_per_second"], f"{row['peak_memory_mb']} MB", f"{row['lr']:g}"]
         for name, row in figures.items()
     ]  # fmt: skip
@@ -254,6 +254,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "probes": ("probes probes_shipped", probes),
     "drawings": ("probes probes_shipped", drawings),
     "hypernets": ("hypernets", hypernets),
+    "hypernets_cuda": ("hypernets_cuda", hypernets),
     "minr": ("minr", minr),
     "where_lost": ("where_lost", where_lost),
     "hypernet_configs": ("hypernet_configs", hypernet_configs),

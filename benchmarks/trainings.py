@@ -18,6 +18,7 @@ from huvr.commands.calm import calm
 from huvr.files import whole
 
 Precision = Literal["32-true", "bf16-mixed"]
+CLIP = 1.0  # norm of the gradients at most
 
 calm()
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it announces each of many trainings
@@ -65,7 +66,7 @@ def fit(
     curve, off = Curve(), dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(
         max_steps=steps, val_check_interval=max(1, steps // points), check_val_every_n_epoch=None, num_sanity_val_steps=0,
-        gradient_clip_val=1.0, devices=1, precision=precision, callbacks=[curve], **off,  # type: ignore[arg-type]
+        gradient_clip_val=CLIP, devices=1, precision=precision, callbacks=[curve], **off,  # type: ignore[arg-type]
     )  # fmt: skip
     held_out = DataLoader([{"image": image} for image in test], batch)  # type: ignore[arg-type]
     trainer.fit(module, DataLoader(crops, batch), held_out)
