@@ -38,7 +38,7 @@ def arguments(name: str, options: argparse.Namespace) -> list[str]:
     """Those of ``huvr fit``."""
     changes = CONFIGS[name] | {"data.batch_size": options.batch, "model.pictures_every": 0}
     if name != "lift_voxel":
-        changes |= {"data.root": options.data, "data.scale": "[0.8,1]", "data.workers": 0}
+        changes |= {"data.root": options.data, "data.workers": 0}
     changes |= {
         "trainer.max_steps": options.steps, "trainer.max_epochs": -1, "trainer.limit_val_batches": -(-SHOWN // options.batch),
         "trainer.accumulate_grad_batches": 1, "trainer.callbacks": "null", "trainer.logger": "false",

@@ -9,6 +9,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from huvr.errors import HuvrError
 
+PSNR_MOST = 100.0  # dB: a picture without any error must not make the mean infinite
 SSIM_WINDOW = 11  # pixels
 SSIM_SIGMA = 1.5
 

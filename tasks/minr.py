@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -14,7 +15,7 @@ from huvr.data.samples import seed_of
 from huvr.errors import HuvrError
 from huvr.hypernets.masking import Masking, MaskKind, hide, masked_psnr
 from huvr.hypernets.weights import load
-from huvr.metrics import psnr
+from huvr.metrics import PSNR_MOST, psnr
 from huvr.pretrain import Batch, images_of
 
 from .base import EncoderConfig
@@ -73,8 +74,9 @@ class MINR(LightningModule):
             seen = hide(images, mask)
             painted = self.net.reconstruct(seen, mask=mask)
             name = f"{masking.kind}_{100 * masking.ratio:g}".replace(".", "p")  # a dot is not allowed in a module's name
-            self._add(f"psnr_{name}", dataloader_idx, psnr(painted, images))
-            self._add(f"hidden_{name}", dataloader_idx, masked_psnr(painted, images, mask))
+            # Where all is visible, a network may give it back unchanged.
+            self._add(f"psnr_{name}", dataloader_idx, psnr(painted, images).clamp_max(PSNR_MOST))
+            self._add(f"hidden_{name}", dataloader_idx, masked_psnr(painted, images, mask).clamp_max(PSNR_MOST))
         if "bytes_per_image" not in self.details:
             self.details["bytes_per_image"] = size_stored(self.net.encode(seen, mask).numbers, "fp16")
 
@@ -96,6 +98,7 @@ class Domains(LightningDataModule):
     Args:
         root, other: data sets, each whatever ``huvr.data.Images`` opens; None measures the first alone.
         split, other_split: the held-out splits; None finds them.
+        held_out: share of a set without such a split to measure on: that of the training, or less.
         size: side of the square images in pixels.
         batch_size: images per batch.
         workers: processes that load, for each; None suits the machine.
@@ -107,6 +110,7 @@ class Domains(LightningDataModule):
         other: str | None = None,
         split: str | None = None,
         other_split: str | None = None,
+        held_out: float = 0.05,
         size: int = 182,
         batch_size: int = 16,
         workers: int | None = None,
@@ -115,7 +119,8 @@ class Domains(LightningDataModule):
         if not root:
             raise HuvrError("which data? --data.root with a folder, a file or a Hugging Face data set of images")
         pairs = [(root, split)] if other is None else [(root, split), (other, other_split)]
-        self.sets = [Images(where, val_split=name, size=size, batch_size=batch_size, workers=workers) for where, name in pairs]
+        images = partial(Images, held_out=held_out, size=size, batch_size=batch_size, workers=workers)
+        self.sets = [images(where, val_split=name) for where, name in pairs]
 
     def setup(self, stage: str | None = None) -> None:
         for images in self.sets:

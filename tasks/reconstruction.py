@@ -20,7 +20,7 @@ from huvr.errors import HuvrError
 from huvr.hypernets.patchwise import PatchwiseHUVR
 from huvr.hypernets.weights import load
 from huvr.losses import LPIPSLoss, LPIPSNet
-from huvr.metrics import psnr, ssim, ssim_nhwc
+from huvr.metrics import PSNR_MOST, psnr, ssim, ssim_nhwc
 from huvr.viz import GAP, save_png, to_uint8
 
 from .base import EncoderConfig
@@ -34,7 +34,6 @@ Rival = Literal["pca", "jpeg", "sdvae"]
 Format = Callable[[Tensor, int], tuple[Tensor, list[int]]]
 
 PCA_PATCH = 16  # pixels, beside a network without patches of its own
-PSNR_MOST = 100.0  # dB: a picture without any error must not make the mean infinite
 SHOWN = 4  # images in the picture of the run folder
 
 

@@ -19,7 +19,7 @@ from huvr.data.loader import Batch, Draws, Loader, TrainLoader, collate, held_ou
 from huvr.data.samples import HeldOutSet, Rows, TrainSet, seed_of
 from huvr.data.sources import HELD_OUT_SPLITS, Table, open_splits
 from huvr.data.stream import HeldOutStream, TrainStream, readable
-from huvr.data.transforms import colour_jitter, random_crop
+from huvr.data.transforms import Crop, colour_jitter, training_view
 from huvr.errors import HuvrError
 
 
@@ -42,7 +42,9 @@ class Images(LightningDataModule):
         size: side of the square images in pixels.
         sizes: (H, W) in pixels to train on instead, one drawn per batch; those of about equal area make
             batches of equal cost.
-        scale: least and greatest share of an image's area in a training crop.
+        crop: what training sees: "resized", a random crop brought to the size, and mirrored or not; "native", a random place of
+            an image as it is, mirrored or not; "centre", its middle as in validation.
+        scale: least and greatest share of an image's area in a "resized" crop.
         colour: strength, 0 to 1, of random changes of brightness, contrast, saturation and hue in training.
         colour_on_device: make them on the device, not on the workers; then they follow from the rank too.
         batch_size: images per batch and device.
@@ -66,6 +68,7 @@ class Images(LightningDataModule):
         streaming: bool = False,
         size: int = 256,
         sizes: list[tuple[int, int]] | None = None,
+        crop: Crop = "resized",
         scale: tuple[float, float] = (0.2, 1.0),
         colour: float = 0.0,
         colour_on_device: bool = False,
@@ -90,7 +93,8 @@ class Images(LightningDataModule):
             raise HuvrError(f"workers {workers}, epoch_size {epoch_size}: expected 0 or more workers, 1 or more samples")
         self.root, self.streaming = root, streaming
         self.train_split, self.val_split, self.held_out = train_split, val_split, held_out
-        self.size, self.view = size, partial(random_crop, scale=(scale[0], scale[1]), colour=0 if colour_on_device else colour)
+        self.size = size
+        self.view = partial(training_view, crop=crop, scale=(scale[0], scale[1]), colour=0.0 if colour_on_device else colour)
         self.recolour = colour_jitter(colour) if colour and colour_on_device else None
         self.sizes = [(height, width) for height, width in sizes or [(size, size)]]
         self.batch_size, self.epoch_size, self.echoes, self.seed = batch_size, epoch_size, echoes, seed

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from huvr.data.transforms import centre_crop, random_crop
+from huvr.data.transforms import centre_crop, random_crop, training_view
 
 SIDE = 200
 
@@ -74,3 +74,32 @@ def test_colours_change_as_strongly_as_asked_and_places_do_not() -> None:
     assert views.dtype == torch.float32
     assert (views.std((2, 3)) < 1).all()  # one colour stays one colour
     assert (views.mean((2, 3)).std(0) > 10).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 96), (97, 53), (20, 31)])
+def test_the_centre_in_training_is_what_validation_sees(height: int, width: int) -> None:
+    image = coordinates(height, width)
+    assert torch.equal(training_view((32, 32), "centre")(image), centre_crop(32)(image))
+    assert training_view((24, 40), "centre")(image).shape == (3, 24, 40)
+
+
+def test_a_native_crop_is_cut_out_as_it_is() -> None:
+    torch.manual_seed(0)
+    image, places, mirrored = coordinates(60, 90), set(), set()
+    for _ in range(20):
+        x, y, _ = training_view((40, 50), "native")(image).int()
+        assert torch.equal(y, y[0, 0] + torch.arange(40)[:, None].expand(40, 50))
+        steps = x.diff(dim=1).unique().tolist()
+        assert steps in ([1], [-1])
+        places.add((int(x.min()), int(y[0, 0])))
+        mirrored.add(steps[0])
+    assert len(places) > 10
+    assert mirrored == {1, -1}
+    assert max(x for x, _ in places) <= 40
+    assert max(y for _, y in places) <= 20
+
+
+def test_what_is_too_small_for_a_native_crop_is_enlarged_until_it_is_covered() -> None:
+    x, y, _ = training_view((40, 40), "native")(coordinates(20, 60)).int()
+    assert y[-1].min() - y[0].max() >= 17  # all of the height, 20 rows on 40
+    assert abs(int(x[0, -1] - x[0, 0])) in range(18, 22)  # as much of the width

@@ -23,6 +23,7 @@ from huvr.hypernets.patchwise import PatchwiseHUVR
 from huvr.hypernets.weights import KEY, described, load, rebuild
 from huvr.metrics import psnr
 from huvr.model import HUVR
+from huvr.pretrain import Batch
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "hypernets"
 TOKENS = {
@@ -143,6 +144,26 @@ def test_masks_are_new_at_each_access_and_the_same_in_a_second_run() -> None:
     drawn = [mask for stage, mask in runs[0] if stage == "val"][1:] + [mask for stage, mask in runs[0] if stage == "train"]
     drawn = [each for mask in drawn for each in mask]
     assert len({each.numpy().tobytes() for each in drawn}) == len(drawn) == 2 * (4 + 2)
+
+
+@pytest.mark.parametrize("name", ["TransINR", "GINR"])
+def test_the_loss_of_masked_training_is_that_of_all_pixels_of_the_whole_image(name: str) -> None:
+    class Remembers(HyperNetwork):
+        def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+            seen, mask = self.seen(batch["image"], "train", batch_idx)
+            assert mask is not None
+            assert mask.any()
+            with torch.no_grad():
+                painted = self.net.reconstruct(seen, mask=mask)
+            loss = super().training_step(batch, batch_idx)
+            losses.append((loss.item(), (painted - batch["image"]).square().mean().item()))
+            return loss
+
+    losses: list[tuple[float, float]] = []
+    trainer(2).fit(Remembers(tiny(name), Masking(0.5, 2)), loader(4))
+    assert len(losses) == 2
+    for found, expected in losses:
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_masking_serves_huvr_too_and_hides_what_it_should() -> None:

@@ -17,7 +17,8 @@ from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 import huvr
 from huvr.cli import main
 from huvr.commands import tasks
-from huvr.data.samples import seed_of
+from huvr.data import Images
+from huvr.data.samples import Rows, seed_of
 from huvr.errors import HuvrError
 from huvr.hypernets.masking import Masking
 from huvr.tasks.base import EncoderConfig
@@ -38,6 +39,11 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
                 Image.fromarray(pixels).save(tmp_path / name / split / f"{number}.png")
         found.append(tmp_path / name)
     return found[0], found[1]
+
+
+def quiet() -> Trainer:
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return Trainer(accelerator="cpu", **off)  # type: ignore[arg-type]
 
 
 def read(folder: Path) -> torch.Tensor:
@@ -88,10 +94,26 @@ def test_figures_are_those_of_a_plain_loop_whatever_the_batch(
 
 def test_without_other_data_there_is_one_set(encoder: str, folders: tuple[Path, Path]) -> None:
     task = MINR(EncoderConfig(encoder), ratios=(0.5,), kinds=("grid",), cell=6)
-    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = Trainer(accelerator="cpu", **off)  # type: ignore[arg-type]
-    (found,) = trainer.test(task, datamodule=Domains(str(folders[0]), size=24, workers=0), verbose=False)
+    (found,) = quiet().test(task, datamodule=Domains(str(folders[0]), size=24, workers=0), verbose=False)
     assert found.keys() == {"psnr_grid_50", "hidden_grid_50"}
+
+
+def test_what_is_given_back_unchanged_leaves_the_means_finite(folders: tuple[Path, Path]) -> None:
+    task = MINR(EncoderConfig("huvr-tiny"), ratios=(0.0,), kinds=("random",), cell=6)
+    task.net.reconstruct = lambda seen, mask: seen  # type: ignore[method-assign]
+    (found,) = quiet().test(task, datamodule=Domains(str(folders[0]), size=24, workers=0), verbose=False)
+    assert found == {"psnr_random_0": 100.0}
+
+
+def test_of_data_without_a_held_out_split_the_share_is_that_of_the_training(folders: tuple[Path, Path]) -> None:
+    data = Domains(str(folders[0] / "val"), held_out=0.5, size=24, workers=0)
+    data.setup()
+    trained = Images(str(folders[0] / "val"), held_out=0.5)
+    trained.setup()
+    assert isinstance(trained.val_rows, Rows)
+    assert isinstance(data.sets[0].val_rows, Rows)
+    assert data.sets[0].val_rows.numbers.tolist() == trained.val_rows.numbers.tolist()
+    assert len(trained.val_rows) > 1
 
 
 @pytest.mark.parametrize(
