@@ -148,7 +148,7 @@ class LIFT(nn.Module):
             linear = torch.baddbmm(c.omega * biases[layer], h.flatten(1, 3), c.omega * weights[layer])
             y = torch.sin(linear.view_as(h) + shifts[layer])
             h = y + h if c.residual and layer == 1 else y
-        values = torch.baddbmm(biases[-1], h.flatten(1, 3), weights[-1]).view(*h.shape[:-1], -1)
+        values = torch.baddbmm(biases[-1], h.flatten(1, 3), weights[-1]).view(*h.shape[:-1], c.channels)
         values = values.permute(1, 4, 0, 2, 3).flatten(2)[..., points.index]
         return values.unflatten(2, points.shape) + 0.5
 

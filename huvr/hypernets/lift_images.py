@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from huvr.errors import HuvrError
+from huvr.hypernets import interface
 from huvr.hypernets.interface import HyperINR, INRParameters
 from huvr.hypernets.lift import LIFT
-from huvr.hypernets.lift_meta import find_latents
+from huvr.hypernets.lift_meta import find_latents, sides_of
 from huvr.model.tokens import Tokens
 
 
@@ -31,12 +34,25 @@ class LIFTImages(HyperINR):
         self.lift, self.least, self.num_features = lift, lift.config.places, lift.config.latents[-1][1]
 
     def encode(self, images: Tensor, mask: Tensor | None = None) -> INRParameters:
-        return INRParameters(find_latents(self.lift, images), self.check(images))
+        """The latents, in whose search the pixels have no say that a mask blackened."""
+        size = self.check(images)
+        return INRParameters(find_latents(self.lift, images, mask), size)
 
     def tokens(self, images: Tensor) -> Tokens:
         return self.lift.tokens(find_latents(self.lift, images))
 
+    def check(self, images: Tensor) -> tuple[int, int]:
+        height, width = sides_of(self.lift, images)
+        return height, width
+
     def paint(self, parameters: INRParameters, coordinates: Tensor) -> Tensor:
+        # Each part takes points of the whole image: in a part of neighbours, all cells would be filled up to a few full ones.
+        count = coordinates.shape[1]
+        parts = max(1, math.ceil(count / interface.POINTS))
+        spread = (torch.arange(count, device=coordinates.device) % parts).argsort(stable=True)
+        return super().paint(parameters, coordinates[:, spread])[:, spread.argsort()]
+
+    def _paint(self, parameters: INRParameters, coordinates: Tensor) -> Tensor:
         fused = self.lift.fuse(parameters.tensors)
         if len(coordinates) == 1:
             return self.lift.paint(fused, self.lift.locate(coordinates[0])).transpose(1, 2)

@@ -24,17 +24,27 @@ def smoothness(fused: Tensor, dims: int) -> Tensor:
     return torch.stack([grid.diff(dim=axis).square().sum(-1).flatten(1).mean(1) for axis in range(1, dims + 1)]).mean(0)
 
 
-def objective(model: LIFT, latents: Latents, signals: Tensor, points: Points) -> tuple[Tensor, Tensor]:
-    """The loss of each signal ``(B,)``, and what was painted ``(B, channels, *sides)``."""
+def objective(
+    model: LIFT, latents: Latents, signals: Tensor, points: Points, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The loss of each signal ``(B,)``, and what was painted ``(B, channels, *sides)``.
+
+    The squared error is the mean over all pixels, or with a ``mask`` ``(B, 1, *sides)`` over those where it is false, and 0
+    where there are none.
+    """
     fused = model.fuse(latents)
     painted = model.paint(fused, points)
-    loss = (painted - signals).square().flatten(1).mean(1)
+    if mask is None:
+        loss = (painted - signals).square().flatten(1).mean(1)
+    else:
+        numbers = model.config.channels * (~mask).flatten(1).sum(1)
+        loss = (painted - signals).masked_fill(mask, 0).square().flatten(1).sum(1) / numbers.clamp_min(1)
     if model.config.smoothness:
         loss = loss + model.config.smoothness * smoothness(fused, model.config.dims)
     return loss, painted
 
 
-def descend(model: LIFT, signals: Tensor, points: Points, second_order: bool) -> Latents:
+def descend(model: LIFT, signals: Tensor, points: Points, second_order: bool, mask: Tensor | None = None) -> Latents:
     """The inner loop, from zero.
 
     Args:
@@ -43,11 +53,12 @@ def descend(model: LIFT, signals: Tensor, points: Points, second_order: bool) ->
         points: the centres of their pixels or voxels.
         second_order: whether the latents remember how they depend on the weights. Otherwise they are constants, as
             first-order meta-learning and encoding want them.
+        mask: ``(B, 1, *sides)``, true where a pixel has no say; None lets all have theirs.
     """
     c = model.config
     latents = tuple(signals.new_zeros(len(signals), cells**c.dims, count, requires_grad=True) for cells, count in c.latents)
     for _ in range(c.inner_steps):
-        loss, _ = objective(model, latents, signals, points)
+        loss, _ = objective(model, latents, signals, points, mask)
         gradients = torch.autograd.grad(loss.sum(), latents, create_graph=second_order)
         latents = tuple(z - c.inner_lr * gradient for z, gradient in zip(latents, gradients, strict=True))
         if not second_order:
@@ -55,35 +66,49 @@ def descend(model: LIFT, signals: Tensor, points: Points, second_order: bool) ->
     return latents
 
 
-def points_of(model: LIFT, signals: Tensor) -> Points:
-    """The centres of the pixels or voxels of signals ``(B, channels, *sides)``.
+def sides_of(model: LIFT, signals: Tensor) -> tuple[int, ...]:
+    """The sides of signals ``(B, channels, *sides)`` that the network can take.
 
     Raises:
         HuvrError: for signals of another kind, or with a side that the cells do not divide.
     """
     c, sides = model.config, tuple(signals.shape[2:])
-    if signals.ndim != c.dims + 2 or signals.shape[1] != c.channels:
-        raise HuvrError(f"signals of shape {tuple(signals.shape)}: expected (B, {c.channels}, {', '.join('HWD'[: c.dims])})")
-    if any(side % c.places for side in sides):
+    if signals.ndim != c.dims + 2 or signals.shape[1] != c.channels or not signals.is_floating_point():
+        expected = f"floating-point (B, {c.channels}, {', '.join('HWD'[: c.dims])})"
+        raise HuvrError(f"signals of shape {tuple(signals.shape)}, {signals.dtype}: expected {expected}")
+    if any(side < 1 or side % c.places for side in sides):
         raise HuvrError(f"signals of {'x'.join(map(str, sides))}: each side must be a multiple of the {c.places} cells along it")
-    return model.grid(sides)
+    return sides
 
 
-def find_latents(model: LIFT, signals: Tensor) -> Latents:
-    """The latents of signals ``(B, channels, *sides)`` in [0, 1], as constants; works where gradients are off."""
+def points_of(model: LIFT, signals: Tensor) -> Points:
+    """The centres of the pixels or voxels of signals, checked by :func:`sides_of`."""
+    return model.grid(sides_of(model, signals))
+
+
+def find_latents(model: LIFT, signals: Tensor, mask: Tensor | None = None) -> Latents:
+    """The latents of signals ``(B, channels, *sides)`` in [0, 1], as constants; works where gradients are off.
+
+    Where a ``mask`` ``(B, 1, *sides)`` is true, they do not depend on the signals.
+
+    Raises:
+        HuvrError: see :func:`sides_of`.
+    """
     with torch.inference_mode(False), torch.enable_grad():
         signals = signals.clone()  # what was made in inference mode may not take part in a gradient
-        return tuple(z.detach() for z in descend(model, signals, points_of(model, signals), second_order=False))
+        points = points_of(model, signals)
+        mask = None if mask is None else mask.clone()
+        return tuple(z.detach() for z in descend(model, signals, points, second_order=False, mask=mask))
 
 
-def encode(model: LIFT, signals: Tensor) -> Tokens:
-    """The tokens of signals ``(B, channels, *sides)`` in [0, 1], see :meth:`LIFT.tokens`."""
-    return model.tokens(find_latents(model, signals))
+def encode(model: LIFT, signals: Tensor, mask: Tensor | None = None) -> Tokens:
+    """The tokens of signals ``(B, channels, *sides)`` in [0, 1], see :func:`find_latents` and :meth:`LIFT.tokens`."""
+    return model.tokens(find_latents(model, signals, mask))
 
 
-def reconstruct(model: LIFT, signals: Tensor) -> Tensor:
-    """The whole chain, unclamped."""
-    return model.render(encode(model, signals), tuple(signals.shape[2:]))
+def reconstruct(model: LIFT, signals: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The whole chain, unclamped; where a mask hides pixels, they are painted too."""
+    return model.render(encode(model, signals, mask), tuple(signals.shape[2:]))
 
 
 def interpolate(model: LIFT, first: Tensor, second: Tensor, steps: int) -> Tensor:

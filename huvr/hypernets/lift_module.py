@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -19,6 +18,7 @@ from huvr.errors import HuvrError
 from huvr.files import read_torch
 from huvr.hypernets.lift import LIFT, Latents, LIFTConfig
 from huvr.hypernets.lift_meta import descend, encode, find_latents, interpolate, objective, points_of, reconstruct
+from huvr.hypernets.masking import MaskedModule, Masking, masked_psnr
 from huvr.metrics import psnr, ssim
 from huvr.released import check_tensors
 from huvr.viz import panel, to_uint8
@@ -35,37 +35,46 @@ def iou(painted: Tensor, voxels: Tensor) -> Tensor:
     return (ours & theirs).sum(1) / (ours | theirs).sum(1).clamp_min(1)
 
 
-class MetaLearning(LightningModule):
-    """Trains a LIFT network.
+class MetaLearning(MaskedModule):
+    """Trains a LIFT network to paint the signals that it fits, or with ``masking`` those of which it fits only parts.
 
     Batches are ``{"image": (B, 3, H, W)}``, uint8 or float in [0, 1], or for three dimensions
     ``{"voxels": (B, 1, D, H, W)}`` of 0 and 1. What it predicts are latents, see :class:`huvr.hypernets.lift_store.LatentWriter`.
 
     Args:
         lift: shape of the network, and its inner loop.
+        masking: cells of images that have no say in the latents (MINR), also in validation and prediction; None shows
+            everything. The loss that the weights learn from is still that of the whole image.
         lr: of Adam.
         second_order: whether the gradient goes through the inner loop; otherwise the latents it found count as constants,
             which needs less time and memory.
+        seed: of the masks.
         pictures_every: steps between two pictures in TensorBoard, 0 for none.
 
     Raises:
-        HuvrError: for numbers that make no sense; in training, for signals that the cells do not divide.
+        HuvrError: for numbers that make no sense, and masking of volumes; in training, for signals that the cells do not divide.
     """
 
     def __init__(
         self,
         lift: LIFTConfig = LIFTConfig(),  # noqa: B008 (frozen)
+        masking: Masking | None = None,
         lr: float = 1e-3,
         second_order: bool = True,
+        seed: int = 0,
         pictures_every: int = 1000,
     ) -> None:
         super().__init__()
         if lr <= 0 or pictures_every < 0:
             raise HuvrError(f"lr {lr}, pictures_every {pictures_every}: expected a positive lr, and 0 or more steps")
+        if masking is not None and lift.dims != 2:
+            raise HuvrError(f"dims {lift.dims}: masking hides cells of images, not of volumes: leave it out")
+        self.masking, self.seed = masking, seed
         self.lr, self.second_order, self.pictures_every = lr, second_order, pictures_every
         self.net = LIFT(lift)
         # Lightning's own mean over ranks rounds the number of signals per rank, which need not be whole.
         self.means = nn.ModuleDict({name: MeanMetric() for name in ("psnr", "ssim", "mse", "iou")})
+        self.means["psnr_hidden"] = MeanMetric(nan_strategy="ignore")  # an image without hidden pixels has none
         self._pictured: Tensor | None = None
 
     def signals(self, batch: Batch) -> Tensor:
@@ -80,7 +89,8 @@ class MetaLearning(LightningModule):
         if self._pictured is None:
             self._pictured = signals[:PICTURED].clone()
         points = points_of(self.net, signals)
-        latents = descend(self.net, signals, points, self.second_order)
+        seen, mask = self.seen(signals, "train", batch_idx)
+        latents = descend(self.net, seen, points, self.second_order, mask)
         losses, painted = objective(self.net, latents, signals, points)
         self.log("train/loss", losses.detach().mean())
         self.log("train/psnr", psnr(as_pictures(painted.detach()), as_pictures(signals)).mean(), prog_bar=True)
@@ -90,19 +100,25 @@ class MetaLearning(LightningModule):
         signals = self.signals(batch)
         if batch_idx == 0:
             self._pictured = signals[:PICTURED].clone()
-        self.measure(signals, "val")
+        self.measure(signals, "val", batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.measure(self.signals(batch), "test")
+        self.measure(self.signals(batch), "test", batch_idx)
 
-    def measure(self, signals: Tensor, stage: str) -> None:
-        """Log the means over all signals of the set: PSNR, and SSIM of images, or mean squared error and IoU of volumes."""
-        painted = reconstruct(self.net, signals)
+    def measure(self, signals: Tensor, stage: str, batch_idx: int) -> None:
+        """Log the means over all signals of the set: PSNR, and SSIM of images, or mean squared error and IoU of volumes.
+
+        With masking, PSNR of the hidden pixels too.
+        """
+        seen, mask = self.seen(signals, stage, batch_idx)
+        painted = reconstruct(self.net, seen, mask)
         values = {"psnr": psnr(as_pictures(painted), as_pictures(signals))}
         if self.net.config.dims == 2:
             values["ssim"] = ssim(painted, signals)
         else:
             values |= {"mse": (painted - signals).square().flatten(1).mean(1), "iou": iou(painted, signals)}
+        if mask is not None:
+            values["psnr_hidden"] = masked_psnr(painted, signals, mask)
         for name, each in values.items():
             mean: Any = self.means[name]
             mean.update(each)
@@ -110,7 +126,7 @@ class MetaLearning(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Latents:
         """The latents of each level, ``(B, cells^D, numbers)``."""
-        return find_latents(self.net, self.signals(batch))
+        return find_latents(self.net, *self.seen(self.signals(batch), "predict", batch_idx))
 
     def configure_optimizers(self) -> torch.optim.Adam:
         return torch.optim.Adam(self.parameters(), self.lr)
@@ -127,7 +143,8 @@ class MetaLearning(LightningModule):
         if not self.trainer.is_global_zero or self._pictured is None:
             return
         with torch.no_grad():
-            signals, tokens = self._pictured, encode(self.net, self._pictured)
+            signals, (seen, mask) = self._pictured, self.seen(self._pictured, "pictures", 0)
+            tokens = encode(self.net, seen, mask)
             painted = self.net.render(tokens, tuple(signals.shape[2:]))
             way = interpolate(self.net, signals, signals.roll(-1, 0), STATIONS).flatten(0, 1)
         if self.net.config.dims == 2:
@@ -136,6 +153,8 @@ class MetaLearning(LightningModule):
             pairs = torch.stack([flattened(signals), flattened(painted)], dim=1).flatten(0, 1)
             pictures, way = to_uint8(make_grid(pairs, nrow=2, pad_value=1.0)), flattened(way)
         logger.experiment.add_image("pictures", pictures, self.global_step)
+        if mask is not None:
+            logger.experiment.add_images("seen", seen, self.global_step)
         logger.experiment.add_image("interpolation", to_uint8(make_grid(way, nrow=STATIONS, pad_value=1.0)), self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

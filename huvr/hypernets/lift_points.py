@@ -32,7 +32,7 @@ def covering_cells(coarse: int, fine: int, dims: int) -> Tensor:
 
 
 def sort_points(coordinates: Tensor, cells: int, places: int, order: Tensor) -> Points:
-    """Sort points ``(..., D)`` of [-1, 1]^D.
+    """Sort points ``(..., D)`` of [-1, 1]^D; there may be none.
 
     Args:
         coordinates: of the points, by the axes of the signal.
@@ -52,4 +52,4 @@ def sort_points(coordinates: Tensor, cells: int, places: int, order: Tensor) -> 
     index = place * most + among
     local = flat.new_zeros(len(counts) * most, dims)
     local[index] = (flat + 1) * cells - 2 * (axes // (places // cells)) - 1
-    return Points(local.view(cells**dims, -1, most, dims), index, coordinates.shape[:-1])
+    return Points(local.view(cells**dims, (places // cells) ** dims, most, dims), index, coordinates.shape[:-1])

@@ -9,8 +9,10 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from huvr.data.samples import seed_of
 from huvr.errors import HuvrError
 
 MaskKind = Literal["random", "block", "grid"]
@@ -79,6 +81,21 @@ class Masking:
 def hide(images: Tensor, mask: Tensor) -> Tensor:
     """Images with black where the mask ``(B, 1, H, W)`` is true."""
     return images.masked_fill(mask, 0)
+
+
+class MaskedModule(LightningModule):
+    """A training that may see only parts of its images; ``seed`` and the place in the training fix the masks."""
+
+    masking: Masking | None
+    seed: int
+
+    def seen(self, images: Tensor, stage: str, batch_idx: int) -> tuple[Tensor, Tensor | None]:
+        """What the network sees of the images, and the mask where there is one."""
+        if self.masking is None:
+            return images, None
+        place = ("mask", self.seed, stage, self.global_step, batch_idx, self.global_rank)
+        mask = self.masking.masks(images, [seed_of(*place, number) for number in range(len(images))])
+        return hide(images, mask), mask
 
 
 def masked_psnr(painted: Tensor, images: Tensor, mask: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import math
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from huvr.data.samples import seed_of
 from huvr.errors import HuvrError
 from huvr.hypernets.coordinates import Jitter, jittered, pixel_centres
 from huvr.hypernets.interface import HyperINR
-from huvr.hypernets.masking import Masking, hide, masked_psnr
+from huvr.hypernets.masking import MaskedModule, Masking, masked_psnr
 from huvr.hypernets.weights import KEY, described
 from huvr.metrics import psnr
 from huvr.optim import OptimizerName, make_optimizer, warmup_cosine
@@ -36,7 +35,7 @@ def learning_rate(schedule: Schedule, step: int, steps: int, warmup: float) -> f
     return 0.1 if schedule == "step" and step >= 0.8 * steps else 1.0
 
 
-class HyperNetwork(LightningModule):
+class HyperNetwork(MaskedModule):
     """Trains ``net`` to paint the images it sees, or with ``masking`` those it sees only parts of.
 
     Batches are ``{"image": (B, 3, H, W)}``, uint8 or float in [0, 1]. Masks are drawn anew at each access, in training and in
@@ -90,14 +89,6 @@ class HyperNetwork(LightningModule):
         self.lr, self.warmup, self.weight_decay, self.betas = lr, warmup, weight_decay, betas
         self.seed, self.pictures_every = seed, pictures_every
         self._pictured: Tensor | None = None
-
-    def seen(self, images: Tensor, stage: str, batch_idx: int) -> tuple[Tensor, Tensor | None]:
-        """What the network sees of the images, and the mask where there is one."""
-        if self.masking is None:
-            return images, None
-        place = ("mask", self.seed, stage, self.global_step, batch_idx, self.global_rank)
-        mask = self.masking.masks(images, [seed_of(*place, number) for number in range(len(images))])
-        return hide(images, mask), mask
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images = images_of(batch)

@@ -87,6 +87,7 @@ def test_points_anywhere_in_any_order_the_border_included() -> None:
         np.testing.assert_allclose(values[1, :, number], plain(model, latents, 1, tuple(point)), atol=1e-12)
     grid = model.query(model.tokens(latents), points[:40].view(5, 8, 2))
     torch.testing.assert_close(grid.flatten(2), values[..., :40])
+    assert model.query(model.tokens(latents), points[:0]).shape == (2, 3, 0)
 
 
 @torch.no_grad()

@@ -44,7 +44,14 @@ def test_the_distance_of_neighbours_by_hand() -> None:
     assert smoothness(volume, 3).tolist() == [7]
 
 
-def by_one_image(model: LIFT, image: Tensor) -> list[Tensor]:
+def masks() -> Tensor:
+    """Of the three images the second is all black."""
+    mask = torch.rand(3, 1, 4, 6, generator=torch.Generator().manual_seed(2)) < 0.5
+    mask[1] = True
+    return mask
+
+
+def by_one_image(model: LIFT, image: Tensor, visible: Tensor) -> list[Tensor]:
     """The inner loop for one image, with nothing but the formula of the loss and autograd."""
     points = model.grid((4, 6))
     latents = [torch.zeros(1, 1, 3, dtype=torch.float64), torch.zeros(1, 4, 2, dtype=torch.float64)]
@@ -54,7 +61,7 @@ def by_one_image(model: LIFT, image: Tensor) -> list[Tensor]:
         fused = model.fuse(tuple(latents))
         grid = fused.view(2, 2, 2)
         rough = ((grid[0] - grid[1]) ** 2).sum() + ((grid[:, 0] - grid[:, 1]) ** 2).sum()
-        loss = ((model.paint(fused, points) - image[None]) ** 2).mean() + 0.05 * rough / 4
+        loss = ((model.paint(fused, points)[0] - image)[:, visible] ** 2).mean() + 0.05 * rough / 4
         loss.backward()
         latents = [(z - 0.7 * z.grad).detach() for z in latents]  # type: ignore[operator]
     return latents
@@ -65,9 +72,23 @@ def test_all_images_at_once_equal_a_loop_over_them(second_order: bool) -> None:
     model = network()
     together = descend(model, images(), points_of(model, images()), second_order)
     for number, image in enumerate(images()):
-        for level, alone in zip(together, by_one_image(model, image), strict=True):
+        for level, alone in zip(together, by_one_image(model, image, torch.ones(4, 6, dtype=torch.bool)), strict=True):
             torch.testing.assert_close(level[number], alone[0], atol=1e-13, rtol=0)
     assert together[0].abs().max() > 0.01
+
+
+def test_only_visible_pixels_have_a_say_in_the_latents() -> None:
+    model, mask = network(), masks()
+    found = find_latents(model, images(), mask)
+    for number in (0, 2):
+        for level, alone in zip(found, by_one_image(model, images()[number], ~mask[number, 0]), strict=True):
+            torch.testing.assert_close(level[number], alone[0], atol=1e-13, rtol=0)
+    assert not any(level[1].any() for level in found)  # nothing is seen: the latents stay where they begin
+    with torch.inference_mode():
+        others = find_latents(model, images().masked_fill(mask, torch.nan), mask & True)
+    assert all(torch.equal(level, other) for level, other in zip(found, others, strict=True))
+    second_order = descend(model, images(), points_of(model, images()), True, mask)
+    torch.testing.assert_close(second_order, found)
 
 
 def meta_loss(model: LIFT, second_order: bool) -> Tensor:
@@ -136,9 +157,11 @@ def test_signals_that_do_not_fit() -> None:
     model = network()
     with pytest.raises(HuvrError, match=r"signals of 5x4: each side must be a multiple of the 2 cells along it"):
         encode(model, torch.rand(1, 3, 5, 4))
-    for shape in ((1, 1, 4, 4), (1, 3, 4), (1, 3, 4, 4, 4)):
-        with pytest.raises(HuvrError, match=r"expected \(B, 3, H, W\)"):
-            encode(model, torch.rand(shape))
+    with pytest.raises(HuvrError, match="signals of 0x4: each side"):
+        encode(model, torch.rand(1, 3, 0, 4))
+    for wrong in (*map(torch.rand, ((1, 1, 4, 4), (1, 3, 4), (1, 3, 4, 4, 4))), torch.zeros(1, 3, 4, 4, dtype=torch.uint8)):
+        with pytest.raises(HuvrError, match=r"expected floating-point \(B, 3, H, W\)"):
+            encode(model, wrong)
 
 
 def test_a_few_inner_steps_learn_an_image() -> None:

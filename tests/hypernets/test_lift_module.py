@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from huvr.cli import main
 from huvr.data import read_image
+from huvr.data.samples import seed_of
 from huvr.data.transforms import centre_crop
 from huvr.errors import HuvrError
 from huvr.hypernets.lift import LIFTConfig
@@ -26,6 +28,8 @@ from huvr.hypernets.lift_images import LIFTImages
 from huvr.hypernets.lift_meta import find_latents, reconstruct
 from huvr.hypernets.lift_module import MetaLearning, iou, load
 from huvr.hypernets.lift_store import LatentFile, LatentWriter, classify
+from huvr.hypernets.masking import Masking, masked_psnr
+from huvr.hypernets.module import HyperNetwork
 from huvr.model.tokens import Tokens
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "hypernets"
@@ -122,6 +126,43 @@ def test_measures_are_means_over_signals(tmp_path: Path) -> None:
     assert set(values) == {"val/psnr", "val/ssim"}
 
 
+def test_with_masks_latents_are_of_what_is_seen_and_the_loss_is_of_the_whole_image(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    masking = Masking(0.5, 5)
+    module = MetaLearning(TINY, masking, seed=3, pictures_every=0)
+    net = LIFTImages(deepcopy(module.net))  # before the step
+    images = next(iter(loader()))["image"]
+
+    def painted(stage: str) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = masking.masks(images, [seed_of("mask", 3, stage, 0, 0, 0, number) for number in range(4)])
+        with torch.no_grad():
+            return net.reconstruct(images.masked_fill(mask, 0), mask=mask), mask
+
+    [values] = trainer(tmp_path, logger=False).validate(module, loader(4), verbose=False)
+    picture, mask = painted("val")
+    errors = (picture - images).square().mean((1, 2, 3))
+    assert values["val/psnr"] == pytest.approx(-10 * errors.log10().mean().item(), rel=1e-5)
+    assert values["val/psnr_hidden"] == pytest.approx(masked_psnr(picture, images, mask).mean().item(), rel=1e-5)
+    trainer(tmp_path, max_steps=1).fit(module, loader(4))
+    [loss] = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    assert loss.value == pytest.approx((painted("train")[0] - images).square().mean().item(), rel=1e-5)
+
+
+def test_masks_are_those_of_all_hyper_networks() -> None:
+    images, masking = torch.rand(2, 3, 16, 16), Masking(0.5, 3)
+    ours = MetaLearning(TINY, masking, seed=5)
+    theirs = HyperNetwork(LIFTImages(ours.net), masking, seed=5)
+    assert all(map(torch.equal, ours.seen(images, "val", 7), theirs.seen(images, "val", 7)))
+
+
+def test_masking_on_the_command_line(here: Path) -> None:
+    options = ["--run", "run", *small("lift_image"), "--model.masking.ratio", "0.5", "--model.masking.cell", "4"]
+    assert main(["fit", "--config", "hypernets/lift_image.yaml", *options]) == 0
+    tags = EventAccumulator(str(here / "run")).Reload().Tags()
+    assert {"val/psnr", "val/psnr_hidden"} <= set(tags["scalars"])
+    assert "seen" in tags["images"]
+
+
 def test_volumes_are_measured_by_error_psnr_and_overlap(tmp_path: Path) -> None:
     module = MetaLearning(LIFTConfig(dims=3, channels=1, cells=2, latents=((1, 4), (2, 4)), width=8, depth=2))
     volumes = (torch.rand(3, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.5).to(torch.uint8)
@@ -185,6 +226,8 @@ def test_mistakes_are_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -
     for changes, message in (({"lr": 0.0}, "lr 0.0"), ({"pictures_every": -1}, "pictures_every -1")):
         with pytest.raises(HuvrError, match=message):
             MetaLearning(TINY, **changes)
+    with pytest.raises(HuvrError, match="dims 3: masking hides cells of images, not of volumes"):
+        MetaLearning(LIFTConfig(dims=3), Masking())
     with pytest.raises(HuvrError, match="dims 3: batches need 'voxels', these have 'image'"):
         MetaLearning(LIFTConfig(dims=3)).signals({"image": torch.rand(1, 3, 4, 4)})
     with pytest.raises(HuvrError, match=r"gone\.ckpt: not a readable"):
@@ -194,7 +237,7 @@ def test_mistakes_are_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @torch.no_grad()
-def test_images_by_the_interface_of_all_hyper_networks() -> None:
+def test_images_by_the_interface_of_all_hyper_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     lift = MetaLearning(TINY).net
     net = LIFTImages(lift)
@@ -207,7 +250,20 @@ def test_images_by_the_interface_of_all_hyper_networks() -> None:
     own = net.query(parameters, points)
     for number in range(len(images)):
         torch.testing.assert_close(own[number], net.query(parameters, points[number : number + 1])[number])
+    assert net.query(parameters, points[:, :0]).shape == net.query(parameters, points[:1, :0]).shape == (4, 0, 3)
+    whole, sizes = net.render(parameters, scale=2), []
+    monkeypatch.setattr("huvr.hypernets.interface.POINTS", 100)
+    monkeypatch.setattr(
+        net, "_paint", lambda parameters, part: sizes.append(part.shape[1]) or type(net)._paint(net, parameters, part)
+    )
+    torch.testing.assert_close(net.render(parameters, scale=2), whole, atol=1e-6, rtol=0)
+    assert sizes == [100] * 10 + [24]
     with pytest.raises(HuvrError, match="paints no images"):
         LIFTImages(MetaLearning(LIFTConfig(dims=3, channels=1)).net)
     with pytest.raises(HuvrError, match="each side must be a multiple of the 2 cells"):
         net.encode(torch.rand(1, 3, 1, 16))
+    for ask in (net.encode, net.tokens):
+        with pytest.raises(HuvrError, match="uint8: expected floating-point"):
+            ask(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+        with pytest.raises(HuvrError, match="signals of 0x0"):
+            ask(torch.rand(1, 3, 0, 0))
