@@ -27,6 +27,7 @@ _KINDS = (
     "a directory with config.json and model.safetensors, a run directory with checkpoints/*.ckpt, "
     "a .ckpt, .safetensors or .pth file, or a Hugging Face repository 'owner/name'"
 )
+_NO_HUVR = "which is no HUVR network and has no TinToks"
 _log = logging.getLogger(__name__)
 
 
@@ -49,9 +50,9 @@ def load(source: str | Path = SHIPPED, device: str = "cpu") -> HUVR:
 
     Args:
         source: "huvr-tiny", the network that comes with the package; what :func:`save` wrote; a run directory (its last
-            checkpoint) or a Lightning checkpoint of a pretraining, whose averaged weights are taken where it kept an
-            average; a released checkpoint as a hub id ("owner/name"), directory, ``.safetensors`` or the released
-            trainer's ``.pth``. Nothing in these files is ever executed.
+            checkpoint) or a Lightning checkpoint of a pretraining, or of HUVR trained as a hyper-network, whose averaged
+            weights are taken where it kept an average; a released checkpoint as a hub id ("owner/name"), directory,
+            ``.safetensors`` or the released trainer's ``.pth``. Nothing in these files is ever executed.
         device: where to put it.
 
     Raises:
@@ -155,6 +156,22 @@ def _open_checkpoint(path: Path) -> HUVR:
         if not isinstance(settings, dict):
             raise HuvrError(f"{where}: its cfg is a {type(settings).__name__}, expected a dictionary")
         return _open_released(_tensors(content["model"], where), settings, where)
+    return _open_hypernet(content, where)
+
+
+def _open_hypernet(content: Mapping[str, Any], where: str) -> HUVR:
+    """The HUVR that a training of hyper-networks wrote; of anything else, a HuvrError says what it is."""
+    from huvr.hypernets import lift_module
+    from huvr.hypernets import weights as hypernets  # which imports this module
+
+    if hypernets.KEY in content:
+        net = hypernets.rebuild(content, where)
+        if isinstance(net, hypernets.PatchwiseHUVR):
+            return net.net
+        raise HuvrError(f"{where}: a run of {type(net).__name__}, {_NO_HUVR}; huvr probe takes it")
+    if lift_module.CONFIG_KEY in content:
+        dims = lift_module.rebuild(content, where).config.dims
+        raise HuvrError(f"{where}: a run of LIFT, {_NO_HUVR}" + ("; huvr probe takes it" if dims == 2 else ""))
     kind = "a Lightning checkpoint of something else" if "state_dict" in content else "a file of something else"
     raise HuvrError(f"{where}: {kind}; expected the checkpoint of a HUVR pretraining or of the released trainer")
 

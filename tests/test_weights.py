@@ -14,6 +14,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import tiny_hypernets
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 import huvr
 from huvr import weights
 from huvr.errors import HuvrError
+from huvr.hypernets.patchwise import PatchwiseHUVR
 from huvr.model import HUVR, HUVRConfig
 from huvr.pretrain import Pretraining
 from huvr.teacher import TeacherConfig
@@ -243,6 +245,45 @@ def test_checkpoints_that_are_refused(tmp_path: Path, edit: Callable[[dict], Any
     edit(content)
     torch.save(content, tmp_path / "a.ckpt")
     with pytest.raises(HuvrError, match=rf"^{tmp_path / 'a.ckpt'}: {re.escape(message)}[^\n]*$"):
+        huvr.load(tmp_path / "a.ckpt")
+
+
+def test_huvr_trained_as_a_hyper_network_is_loaded(tmp_path: Path) -> None:
+    net = tiny_hypernets.tiny("PatchwiseHUVR")
+    assert isinstance(net, PatchwiseHUVR)
+    run = tiny_hypernets.run_of(net, tmp_path / "run")
+    for source in (run, f"{run}/checkpoints/last.ckpt"):
+        model = huvr.load(source)
+        assert model.config == net.net.config
+        assert not model.training
+        same(model.state_dict(), net.net.state_dict())
+    model.save(tmp_path / "saved")
+    same(huvr.load(tmp_path / "saved").state_dict(), net.net.state_dict())
+
+
+@pytest.mark.parametrize("name", [*tiny_hypernets.CONTINUOUS, "MAE", "LIFT"])
+def test_runs_of_other_hyper_networks_are_named(name: str, tmp_path: Path) -> None:
+    run = tiny_hypernets.run_of(tiny_hypernets.tiny(name), tmp_path / "run")
+    message = f"a run of {name}, which is no HUVR network and has no TinToks; huvr probe takes it"
+    with pytest.raises(HuvrError, match=rf"^{run}/checkpoints/last\.ckpt: {message}$"):
+        huvr.load(run)
+
+
+def test_a_lift_of_volumes_is_named_too(tmp_path: Path) -> None:
+    from huvr.hypernets.lift import LIFT
+    from huvr.hypernets.lift_module import CONFIG_KEY
+
+    net = LIFT(replace(tiny_hypernets.LIFT_SHAPE, dims=3, channels=1))
+    state = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
+    torch.save({CONFIG_KEY: asdict(net.config), "state_dict": state}, tmp_path / "a.ckpt")
+    with pytest.raises(HuvrError, match=r"a\.ckpt: a run of LIFT, which is no HUVR network and has no TinToks$"):
+        huvr.load(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("description", [["os.system"], {"name": "os.system"}, {"name": "PatchwiseHUVR", "config": {"net": 3}}])
+def test_damaged_runs_of_hyper_networks(description: Any, tmp_path: Path) -> None:
+    torch.save({"hypernet": description, "state_dict": {}}, tmp_path / "a.ckpt")
+    with pytest.raises(HuvrError, match=r"^[^\n]*a\.ckpt: not the (checkpoint of one of the|config of a) [^\n]+$"):
         huvr.load(tmp_path / "a.ckpt")
 
 

@@ -38,7 +38,7 @@ class INRParameters:
 class HyperINR(nn.Module):
     """A hyper-network with the INR that it feeds. Images are float in [0, 1]; what it paints is unclamped.
 
-    A subclass has ``encode``, ``tokens`` and ``_paint``.
+    A subclass has ``encode``, ``tokens``, and ``_paint`` or a ``paint`` that bounds memory in a way of its own.
 
     Args:
         config: the arguments of the subclass, plain values and dataclasses; a checkpoint keeps them.

@@ -9,11 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def cosines(size: int, shift: float = 0.0, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The orthonormal cosine basis (DCT-II) of ``size`` pixels, ``shift`` pixels off their centres: ``(pixel, frequency)``."""
-    frequencies = torch.arange(size, device=device, dtype=dtype)
-    basis = ((frequencies[:, None] + 0.5 + shift) * frequencies * (math.pi / size)).cos() * math.sqrt(2 / size)
-    basis[:, 0] *= math.sqrt(0.5)
+def cosines(places: Tensor, size: int) -> Tensor:
+    """The orthonormal cosine basis (DCT-II) of ``size`` pixels at places ``(...)``, in pixels from the first one's centre.
+
+    Returns:
+        ``(..., frequency)``, in the precision of the places.
+    """
+    frequencies = torch.arange(size, device=places.device, dtype=places.dtype)
+    basis = ((places[..., None] + 0.5) * frequencies * (math.pi / size)).cos() * math.sqrt(2 / size)
+    basis[..., 0] *= math.sqrt(0.5)
     return basis
 
 
@@ -39,7 +43,8 @@ class CosineHead(nn.Module):
         """Paint ``(B, 3, h * patch, w * patch)`` from ``(B, h, w, patch_dim)`` and ``(B, global_dim)``."""
         own = self.of_patch.weight.dtype
         exact = torch.promote_types(own, torch.float32)  # half precision cannot even count the frequencies
-        basis = [cosines(self.patch, shift, u.device, exact).to(own) for shift in phase]
+        pixels = torch.arange(self.patch, device=u.device, dtype=exact)
+        basis = [cosines(pixels + shift, self.patch).to(own) for shift in phase]
         patches = self.pixels(self.of_patch, u, basis) + self.pixels(self.of_global, c, basis)[:, None, None]
         return F.pixel_shuffle(patches.permute(0, 3, 1, 2), self.patch)
 

@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         """
         try:  # without a pooling of its own, which no token would pass through
             vit: Any = timm.create_model(name, num_classes=0, global_pool="", img_size=image_size, dynamic_img_size=True)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, AssertionError) as error:
             raise HuvrError(f"encoder {name!r} is not a timm ViT that takes any image size ({error})") from None
         if not is_vit(vit):
             raise HuvrError(f"encoder {name!r} is not a timm ViT, but a {type(vit).__name__}")

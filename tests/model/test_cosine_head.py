@@ -22,7 +22,7 @@ def vectors() -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_basis_is_that_of_scipy() -> None:
     coefficients = np.random.default_rng(0).normal(size=8)
     expected = scipy.fft.idct(coefficients, norm="ortho")
-    np.testing.assert_allclose(cosines(8).double().numpy() @ coefficients, expected, atol=1e-6)
+    np.testing.assert_allclose(cosines(torch.arange(8.0), 8).double().numpy() @ coefficients, expected, atol=1e-6)
 
 
 def test_the_picture_is_the_inverse_transform_of_each_patchs_coefficients() -> None:
