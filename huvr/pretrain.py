@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -29,6 +30,7 @@ from huvr.weights import load
 Batch = dict[str, Any]
 PLACES = ("encoder_cls", "encoder_patches", "decoder_cls", "decoder_patches")
 PICTURED = 8  # images in the grid of pictures
+OF_RELEASED = ("patch", "width", "depth", "heads", "registers", "positions")  # fields that say nothing of a timm encoder
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ class Pretraining(LightningModule):
         lpips_trunk: local file with its weights, see ``LPIPSLoss``.
         pictures_every: steps between two grids of pictures in TensorBoard, 0 for none.
         encoder_weights: what a timm network as ``net.encoder`` begins with: "hub", or a local file; None is chance.
-        start: a network of the same shape to go on from, whatever ``huvr.load`` opens; heads of distillation that it has not, or
-            has of other sizes, begin by chance.
+        start: a network of the same ``net`` to go on from, whatever ``huvr.load`` opens; heads of distillation that it has not,
+            or has of other sizes, begin by chance.
         compile: have torch compile the layers of encoder and decoder, and the INR.
         checkpoint_activations: compute the layers of the encoder once more in the backward pass instead of keeping what lies
             within them: less memory, more time.
@@ -134,7 +136,7 @@ class Pretraining(LightningModule):
             raise HuvrError(f"encoder_weights {encoder_weights}: they need net.encoder, the name of a timm ViT")
         if encoder_weights and start:
             raise HuvrError(f"encoder_weights {encoder_weights} and start {start}: training begins with one of them")
-        self.encoder_weights, self.start, self.compiled = encoder_weights, start, compile
+        self.encoder_weights, self.start, self.begun, self.compiled = encoder_weights, start, False, compile
         self.teachers, self.decoder_tap = tuple(teachers), decoder_tap
         self.optimizer: OptimizerName = optimizer
         self.lr, self.min_lr, self.warmup, self.weight_decay, self.betas = lr, min_lr, warmup, weight_decay, betas
@@ -157,6 +159,8 @@ class Pretraining(LightningModule):
 
     def configure_model(self) -> None:
         """Compiled where asked for, and in shards where the trainer's strategy says so."""
+        if self.trainer.state.fn == TrainerFn.FITTING:  # not left to setup: callbacks that average copy the network before
+            self.begin()
         layers = [*self.net.encoder.vit.blocks, *self.net.decoder.layers]
         if self.compiled:  # one by one: they share their code, and gradients are sent while others are computed
             for part in (*layers, self.net.inr):
@@ -165,23 +169,32 @@ class Pretraining(LightningModule):
             shard(self, layers, self.device_mesh["data_parallel"])
 
     def setup(self, stage: str) -> None:
-        # A checkpoint that training goes on from is read after this, and has the last word.
-        if stage == "fit" and self.encoder_weights:
+        if stage == "fit":  # here the weights still have their own precision, and are whole
+            self.begin()
+
+    def begin(self) -> None:
+        """Take over the weights to begin with, once; a checkpoint that training goes on from is read later: the last word."""
+        if self.begun:
+            return
+        if self.encoder_weights:
             config, vit = self.net.config, self.net.encoder.vit
             shape = {"img_size": config.image_size, "global_pool": ""}  # as the encoder is made
             tensors = pretrained_network(TeacherConfig(config.encoder or "", self.encoder_weights, arguments=shape)).state_dict()
             vit.load_state_dict({name: tensors[name] for name in vit.state_dict()})
-        if stage == "fit" and self.start:
+        if self.start:
             self.begin_with(load(self.start), self.start)
+        self.begun = True
 
     def begin_with(self, other: HUVR, source: str) -> None:
-        """Take over the weights of ``other``; raise a HuvrError where it is of another shape."""
+        """Take over the weights of ``other``; raise a HuvrError where its config differs beyond the heads of distillation."""
+        ours, theirs = vars(self.net.config), vars(other.config)
+        free = ("distill_dims", *(OF_RELEASED if self.net.config.encoder else ()))
+        names = [name for name in ours if name not in free and theirs[name] != ours[name]]
+        if names:
+            found = ", ".join(f"{name} is {theirs[name]}, not {ours[name]}" for name in names)
+            raise HuvrError(f"start {source}: another network than net: {found}")
         own, given = self.net.state_dict(), other.state_dict()
         fits = {name for name, tensor in own.items() if name in given and given[name].shape == tensor.shape}
-        for name in own:
-            if name not in fits and not name.startswith("distill."):
-                found = f"is {tuple(given[name].shape)}, not {tuple(own[name].shape)}" if name in given else "is missing"
-                raise HuvrError(f"start {source}: a network of another shape than net: {name} {found}")
         self.net.load_state_dict({name: given[name] if name in fits else tensor for name, tensor in own.items()})
 
     def on_fit_start(self) -> None:
@@ -273,12 +286,26 @@ class Pretraining(LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise HuvrError("training without an end has no schedule: give the trainer max_epochs or max_steps")
-        peak = self.lr * self.effective_batch() / 256
+        peak = self.peak_lr()
         optimizer = make_optimizer(self.optimizer, self.parameters(), peak, self.weight_decay, self.betas)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, int(steps), self.warmup * steps, self.min_lr / peak)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """A checkpoint brings the learning rate, the decay and the betas that it was written with: those asked for now count."""
+        optimizer, schedule, peak = self.optimizers(use_pl_optimizer=False), self.lr_schedulers(), self.peak_lr()
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        schedule.base_lrs = [peak] * len(optimizer.param_groups)
+        lr = peak * schedule.lr_lambdas[0](schedule.last_epoch)
+        for group in optimizer.param_groups:
+            group |= {"lr": lr, "initial_lr": peak, "weight_decay": self.weight_decay, "betas": self.betas}
+
+    def peak_lr(self) -> float:
+        """The learning rate after warmup, for all images of a step."""
+        return self.lr * self.effective_batch() / 256
 
     def effective_batch(self) -> int:
         """Images per optimiser step, over all devices and accumulated batches."""

@@ -139,6 +139,13 @@ def test_a_wrong_graph_is_found_out_and_nothing_remains(encoder: str, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_network_that_takes_its_size_for_a_constant_is_refused_in_one_line(encoder: str, tmp_path: Path) -> None:
+    HUVR(replace(huvr.load(encoder).config, encoder="vit_small_patch16_dinov3")).save(tmp_path / "net")
+    with pytest.raises(HuvrError, match=r"^encode: this network cannot be exported for any size as torch: [^\n]+$"):
+        export(encoder=str(tmp_path / "net"), out=tmp_path / "out", format="torch")
+    assert written(tmp_path) == ["net"]
+
+
 def test_mistakes_are_told_before_any_work(encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     for out in (tmp_path, tmp_path / "file"):

@@ -313,11 +313,28 @@ def test_training_goes_on_from_a_network_and_keeps_the_heads_that_fit(tmp_path: 
 
 
 def test_training_only_goes_on_from_a_network_of_its_own_shape(tmp_path: Path) -> None:
-    HUVR(HUVRConfig(**{**asdict(TINY), "decoder_hidden": 64})).save(tmp_path)
-    with pytest.raises(HuvrError, match=r"start .*: a network of another shape than net: decoder\..* is .64, 48., not .96, 48."):
+    HUVR(HUVRConfig(**{**asdict(TINY), "decoder_hidden": 64, "inr_max_frequency": 16.0})).save(tmp_path)
+    with pytest.raises(
+        HuvrError, match=r"start .*: another network than net: decoder_hidden is 64, not 96, inr_max_frequency is 16\.0, not 8"
+    ):
         Pretraining(TINY, start=str(tmp_path)).setup("fit")
+    timm_net = {**asdict(TINY), "encoder": "test_vit"}
+    HUVR(HUVRConfig(**timm_net)).save(tmp_path)
+    Pretraining(HUVRConfig(**{**timm_net, "depth": 7}), start=str(tmp_path)).setup("fit")  # of the released encoder alone
     with pytest.raises(HuvrError, match=r"encoder_weights hub and start huvr-tiny: training begins with one of them"):
         Pretraining(HUVRConfig(**{**asdict(TINY), "encoder": "test_vit"}), encoder_weights="hub", start="huvr-tiny")
+
+
+def test_an_average_that_begins_later_holds_the_weights_of_the_start_until_then(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    (given := HUVR(TINY)).save(tmp_path / "given")
+    module = Pretraining(TINY, start=str(tmp_path / "given"), lr=0.1, warmup=0, pictures_every=0)
+    fit = trainer(tmp_path, callbacks=[EMAWeightAveraging(update_starting_at_step=100)])
+    fit.fit(module, loader())
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    for name, tensor in given.state_dict().items():
+        assert torch.equal(saved["state_dict"][f"net.{name}"], tensor), name
 
 
 class TwoSizes:
@@ -395,5 +412,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         Pretraining(TINY, weight_decay=-1)
     with pytest.raises(HuvrError, match=r"seed -1: expected 0 or more"):
         Pretraining(TINY, seed=-1)
+    with pytest.raises(
+        HuvrError, match=r"^encoder 'deit_tiny_distilled_patch16_224' is not a timm ViT that takes any image size .*$"
+    ):
+        Pretraining(HUVRConfig(**{**asdict(TINY), "encoder": "deit_tiny_distilled_patch16_224"}))
     with pytest.raises(HuvrError, match="4x4 pixels are smaller than a patch of 8"):
         trainer(tmp_path).fit(Pretraining(TINY), loader(side=4))

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from huvr.data import Images
 from huvr.model import HUVRConfig
-from huvr.optim import OptimizerName
+from huvr.optim import OptimizerName, warmup_cosine
 from huvr.pretrain import Pretraining
 from huvr.teacher import Teacher, TeacherConfig
 
@@ -45,15 +45,16 @@ class CrashAt(Callback):
 
 def train(
     photos: Path, run: Path, seed: int, *callbacks: Callback, resume: Path | None = None, accumulate: int = 1,
-    optimizer: OptimizerName = "adamw", teachers: Sequence[TeacherConfig] = (), echoes: int = 1,
+    optimizer: OptimizerName = "adamw", teachers: Sequence[TeacherConfig] = (), echoes: int = 1, batch_size: int = 2,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Two epochs of 8 different batches; a checkpoint ``run/step=N.ckpt`` every other step."""
     torch.manual_seed(seed)
     np.random.seed(seed)
-    module = Pretraining(TINY, teachers, optimizer=optimizer, phase_jitter=0.5, lr=0.1, pictures_every=0)
+    module = Pretraining(TINY, teachers, optimizer=optimizer, phase_jitter=0.5, pictures_every=0, **{"lr": 0.1} | options)
     data = Images(
-        str(photos), sizes=[(32, 32), (24, 40)], size=32, colour=0.4, colour_on_device=True, batch_size=2, echoes=echoes,
-        workers=2, held_out=0.1,
+        str(photos), sizes=[(32, 32), (24, 40)], size=32, colour=0.4, colour_on_device=True, batch_size=batch_size,
+        echoes=echoes, workers=2, held_out=0.1,
     )  # fmt: skip
     checkpoints = ModelCheckpoint(run, "{step}", every_n_train_steps=2, save_top_k=-1, monitor=None)
     trainer = Trainer(
@@ -124,6 +125,19 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     assert weights
     assert not any(torch.equal(expected[name], before[name]) for name in weights)
     assert not any(torch.equal(expected[name], expected[name.replace("current_model_state", "state_dict")]) for name in weights)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_follows_the_options_it_is_given(photos: Path, tmp_path: Path, optimizer: OptimizerName) -> None:
+    train(photos, tmp_path / "first", 0, optimizer=optimizer)
+    changed: dict[str, Any] = {"lr": 0.3, "weight_decay": 0.5, "betas": (0.8, 0.99), "batch_size": 4}
+    with pytest.warns(UserWarning, match="steps of 4 images, of 2 in the checkpoint: .* some images come twice or not at all"):
+        train(photos, tmp_path / "second", 0, resume=tmp_path / "first" / "step=8.ckpt", optimizer=optimizer, **changed)
+    checkpoint = torch.load(tmp_path / "second" / "step=10.ckpt", weights_only=True)
+    (group,), peak = checkpoint["optimizer_states"][0]["param_groups"], 0.3 * 4 / 256
+    assert (group["initial_lr"], group["weight_decay"], group["betas"]) == (peak, 0.5, (0.8, 0.99))
+    assert group["lr"] == peak * warmup_cosine(10, 2 * 4, 0.1 * 2 * 4, 1e-7 / peak)
+    assert checkpoint["lr_schedulers"][0]["base_lrs"] == [peak]
 
 
 def test_a_run_with_echoes_resumes_among_them_and_its_teacher_looks_once(

@@ -91,6 +91,9 @@ def export(*, encoder: str = SHIPPED, out: Path, format: Format = "onnx") -> Non
             Hugging Face repository.
         out: new or empty directory to write.
         format: "onnx", for ONNX Runtime and others, or "torch", for torch.export.load.
+
+    Raises:
+        HuvrError: for an encoder that computes with the size of its images outside of the graph, as those of DINOv3 do.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise HuvrError(f"{out} exists already: choose a new or empty directory")
@@ -103,8 +106,15 @@ def export(*, encoder: str = SHIPPED, out: Path, format: Format = "onnx") -> Non
         temporary.mkdir()
         for graph in graphs:
             path = temporary / f"{graph.file}.{'onnx' if format == 'onnx' else 'pt2'}"
-            written = (write_onnx if format == "onnx" else write_torch)(graph, traced(graph), path)
-            print(f"{out / path.name}: differs from PyTorch by {difference(graph, written):.1g}")
+            try:
+                written = (write_onnx if format == "onnx" else write_torch)(graph, traced(graph), path)
+                found = difference(graph, written)
+            except (HuvrError, OSError):
+                raise
+            except Exception as error:  # what torch and ONNX Runtime raise for sizes that a network takes for constants
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise HuvrError(f"{graph.file}: this network cannot be exported for any size as {format}: {reason}") from error
+            print(f"{out / path.name}: differs from PyTorch by {found:.1g}")
         (temporary / "export.json").write_text(json.dumps(description(model, encoder, format), indent=1) + "\n")
 
 

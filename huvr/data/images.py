@@ -11,7 +11,8 @@ from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from huvr.data import photos
@@ -38,6 +39,7 @@ class Images(LightningDataModule):
         val_split: the held-out split; None finds it: validation, val, valid, dev or test.
         held_out: share of the training split to hold out when there is no such split, the same whatever the
             seed; 0 validates on nothing.
+        test_split: the split that ``huvr test`` measures; None finds it: test, or else what validation looks at.
         streaming: read such files and hub sources row by row, without a converted copy on the disk.
         size: side of the square images in pixels.
         sizes: (H, W) in pixels to train on instead, one drawn per batch; those of about equal area make
@@ -65,6 +67,7 @@ class Images(LightningDataModule):
         train_split: str = "train",
         val_split: str | None = None,
         held_out: float = 0.05,
+        test_split: str | None = None,
         streaming: bool = False,
         size: int = 256,
         sizes: list[tuple[int, int]] | None = None,
@@ -92,7 +95,7 @@ class Images(LightningDataModule):
         if (workers or 0) < 0 or (epoch_size is not None and epoch_size < 1):
             raise HuvrError(f"workers {workers}, epoch_size {epoch_size}: expected 0 or more workers, 1 or more samples")
         self.root, self.streaming = root, streaming
-        self.train_split, self.val_split, self.held_out = train_split, val_split, held_out
+        self.train_split, self.val_split, self.held_out, self.test_split = train_split, val_split, held_out, test_split
         self.size = size
         self.view = partial(training_view, crop=crop, scale=(scale[0], scale[1]), colour=0.0 if colour_on_device else colour)
         self.recolour = colour_jitter(colour) if colour and colour_on_device else None
@@ -101,6 +104,7 @@ class Images(LightningDataModule):
         self.workers = min(16, suggested_max_num_workers(1)) if workers is None else workers
         self.train_rows: Rows | IterableDataset | None = None
         self.val_rows: Rows | IterableDataset | None = None
+        self.test_rows: Rows | IterableDataset | None = None
         self._loader: TrainLoader | None = None
         self._resume: dict[str, int] = {}
 
@@ -112,17 +116,20 @@ class Images(LightningDataModule):
         val_split = self.val_split or next(
             (name for name in HELD_OUT_SPLITS if name in splits and name != self.train_split), None
         )
-        for name in (self.train_split, val_split):
+        test_split = self.test_split or ("test" if "test" in splits and self.train_split != "test" else val_split)
+        for name in (self.train_split, val_split, test_split):
             if name is not None and name not in splits:
                 raise HuvrError(f"data root {self.root!r}: no split {name!r}; it has {', '.join(splits)}")
-        if val_split == self.train_split:
-            raise HuvrError(f"train_split and val_split are both {val_split!r}: held-out images must not be trained on")
+        for option, name in (("val_split", val_split), ("test_split", test_split)):
+            if name == self.train_split:
+                raise HuvrError(f"train_split and {option} are both {name!r}: held-out images must not be trained on")
         train = splits[self.train_split]
         if val_split is not None:
             self.val_rows = self._rows(splits[val_split], val_split)
             self.train_rows = self._rows(train, self.train_split)
         else:
             self.train_rows, self.val_rows = self._hold_out(train)
+        self.test_rows = self.val_rows if test_split in (None, val_split) else self._rows(splits[test_split], test_split)
         for rows in (self.train_rows, self.val_rows):
             if rows is not None:
                 self._see(rows)
@@ -160,6 +167,10 @@ class Images(LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    @property
+    def _step(self) -> int:
+        return self.batch_size * self._rank[1]
+
     def train_dataloader(self) -> TrainLoader:
         """One epoch of complete training batches."""
         rank, world = self._rank
@@ -185,17 +196,22 @@ class Images(LightningDataModule):
         return self._loader
 
     def state_dict(self) -> dict[str, int]:
-        """The place in the epoch, for a checkpoint.
+        """The place in the epoch, for a checkpoint, and the images of a step.
 
         Lightning saves the state of the loader too, but does not restore it when the trainer knew the loader before
         the checkpoint, as it does when a schedule asks for the number of steps.
         """
-        return self._loader.state_dict() if self._loader else {}
+        return self._loader.state_dict() | {"step": self._step} if self._loader else {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Training goes on from there; validation and tests of a checkpoint leave training alone."""
         if self.trainer is None or self.trainer.training:
-            self._resume.update(state)
+            if (step := state.get("step", self._step)) != self._step:
+                rank_zero_warn(
+                    f"steps of {self._step} images, of {step} in the checkpoint: the place in an epoch is counted in steps, so "
+                    "in the one that was broken off some images come twice or not at all"
+                )
+            self._resume.update({name: number for name, number in state.items() if name != "step"})
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Colours change here where the device is to do it: those of a batch alike whenever it comes or training resumes."""
@@ -208,17 +224,28 @@ class Images(LightningDataModule):
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """The held-out images once each, in order; see :func:`held_out_batches` for how several ranks share them."""
+        return self._held_out_loader(self.val_rows)
+
+    def test_dataloader(self) -> Loader | list[Loader]:
+        """Those of the test split, likewise."""
+        return self._held_out_loader(self.test_rows)
+
+    predict_dataloader = val_dataloader
+
+    def _held_out_loader(self, rows: Rows | IterableDataset | None) -> Loader | list[Loader]:
         rank, world = self._rank
-        rows = self.val_rows
         if rows is None:
             return []
         if isinstance(rows, Rows):
             order = held_out_batches(len(rows), self.batch_size, rank, world)
             return Loader(self._batches(HeldOutSet(rows, self.size), self.workers, batch_size=1, batch_sampler=order))
-        rows = split_dataset_by_node(rows, rank, world)
-        return Loader(self._batches(HeldOutStream(rows, self.size, self.root), min(self.workers, rows.num_shards)))
-
-    test_dataloader = predict_dataloader = val_dataloader
+        if world > 1 and isinstance(self.trainer.strategy, ModelParallelStrategy):  # type: ignore[union-attr]
+            raise HuvrError(
+                f"data root {self.root!r}: of a stream, processes get unequal numbers of batches, and with weights in shards one "
+                "would wait for another for good: set trainer.limit_val_batches 0 or data.streaming false"
+            )
+        mine = split_dataset_by_node(rows, rank, world)
+        return Loader(self._batches(HeldOutStream(mine, self.size, self.root), min(self.workers, mine.num_shards)))
 
     def _batches(self, dataset: Dataset, workers: int, **options: Any) -> DataLoader:
         options = {"batch_size": self.batch_size, "persistent_workers": workers > 0} | options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,17 @@ def list_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise HuvrError(f"{folder}: no such folder")
-    found = sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-    )
-    if not found:
+    if not (found := sorted(images_below(folder))):
         raise HuvrError(f"{folder}: no images in this folder (looked for {', '.join(sorted(SUFFIXES))})")
     return found
+
+
+def images_below(folder: Path) -> Iterator[Path]:
+    """The same one by one, in no order; none where there are none."""
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+                yield Path(parent, name)
 
 
 def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from huvr.data import photos
-from huvr.data.reading import list_images
+from huvr.data.reading import images_below, list_images
 from huvr.errors import HuvrError
 
 Table: TypeAlias = Dataset | IterableDataset
@@ -30,18 +30,20 @@ SPLITS = ("train", *HELD_OUT_SPLITS)
 def open_splits(root: str, streaming: bool = False) -> dict[str, Table]:
     """All splits that ``root`` has, by name; a source that names none is all "train".
 
+    In a folder with split folders of images, packs beside them are passed over, such as the archives they came in.
+
     Args:
         root: one of ``ALLOWED``.
         streaming: open packs and hub sources row by row, without a converted copy in the cache
             (folders of images are never copied).
 
     Raises:
-        HuvrError: nothing is there, or no images are in it.
+        HuvrError: nothing is there, no images are in it, or images and packs of which either could be meant.
     """
     path = Path(root).expanduser()
     if root == "photos":
         return {split: _listing(files) for split, files in photos.paths().items()}
-    if path.is_dir() and not packs_in(path):
+    if path.is_dir() and not _packs_meant(path):
         return dict(_folder(path))
     return {split: _columns(root, table) for split, table in open_tables(root, streaming, ALLOWED).items()}
 
@@ -99,6 +101,21 @@ def packs_in(folder: Path) -> list[Path]:
     for suffix in BUILDERS:
         if found := sorted([*folder.glob(f"*{suffix}"), *folder.glob(f"*/*{suffix}")]):
             return found
+    return []
+
+
+def _packs_meant(root: Path) -> list[Path]:
+    """The packs of a folder, unless its images are meant; raise a HuvrError where that is not clear."""
+    packs = packs_in(root)
+    image = next(images_below(root), None) if packs else None
+    if image is None:
+        return packs
+    splits = [root / name for name in SPLITS if (root / name).is_dir()]
+    if any(pack.parent in splits for pack in packs) or not any(next(images_below(split), None) for split in splits):
+        raise HuvrError(
+            f"data root {str(root)!r}: packs as well as images, {packs[0].relative_to(root)} and {image.relative_to(root)}: "
+            "name the file or folder of those meant, or move the others"
+        )
     return []
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from huvr.data import Images, stream
 from huvr.data.loader import Echo
 from huvr.errors import HuvrError
+from huvr.sharding import Sharded
 
 Batches = list[dict[str, Tensor]]
 SHAPES = [(16, 16), (8, 24)]
@@ -117,6 +118,34 @@ def test_nothing_is_held_out_when_asked_for(tmp_path: Path, held_out: float) -> 
     data = images(write_folder(tmp_path / "photos", range(4)), held_out=held_out)
     assert len(numbers(epoch(data, 0))) == (4 if held_out == 0 else 2)
     assert len(list(data.val_dataloader())) == (0 if held_out == 0 else 1)
+
+
+def test_a_test_measures_the_test_split_or_else_what_validation_looks_at(tmp_path: Path) -> None:
+    for split, pictures in {"train": range(4), "val": [4, 5], "test": [6]}.items():
+        write_folder(tmp_path / "three" / split, pictures)
+    write_folder(tmp_path / "one", range(10))
+
+    def sides(root: str, **options: Any) -> tuple[list[int], list[int]]:
+        data = images(tmp_path / root, **options)
+        assert numbers(data.predict_dataloader()) == numbers(data.val_dataloader())
+        return numbers(data.val_dataloader()), numbers(data.test_dataloader())
+
+    assert sides("three") == ([4, 5], [6])
+    assert sides("three", test_split="val") == ([4, 5], [4, 5])
+    assert sides("three", val_split="test") == ([6], [6])
+    assert sides("three", train_split="test", val_split="train", test_split="val") == (list(range(4)), [4, 5])
+    validated, tested = sides("one", held_out=0.2)
+    assert len(validated) == 2
+    assert tested == validated
+
+
+def test_weights_in_shards_are_not_measured_on_a_stream(shards: Path) -> None:
+    data = images(shards, streaming=True)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=2, strategy=Sharded())
+    with pytest.raises(HuvrError, match=r"wait for another for good: set trainer\.limit_val_batches 0 or data\.streaming"):
+        data.val_dataloader()
+    data.trainer = None
+    assert numbers(data.val_dataloader()) == [100, 101, 102]
 
 
 def test_workers_do_not_change_batches_and_hear_of_the_next_epoch(noise: Path) -> None:
@@ -295,6 +324,7 @@ def test_a_stream_gives_up_after_many_corrupt_rows(tmp_path: Path, monkeypatch: 
         ({"train_split": "training"}, "no split 'training'; it has train, validation"),
         ({"val_split": "test"}, "no split 'test'; it has train, validation"),
         ({"val_split": "train"}, "train_split and val_split are both 'train'"),
+        ({"test_split": "train"}, "train_split and test_split are both 'train'"),
         ({"held_out": 1.0}, "held_out 1.0: expected a share from 0 to below 1"),
         ({"scale": (0.5, 0.2)}, "expected two shares of an image's area"),
         ({"colour": 2}, "colour 2: expected a strength from 0 to 1"),

@@ -53,6 +53,26 @@ def test_parquet_files_are_split_by_their_name_or_folder(tmp_path: Path, name: s
     assert next(iter(splits["test"]))["image"] == {"bytes": flat_bytes(7), "path": "007.png"}
 
 
+@pytest.mark.parametrize("pack", ["ILSVRC2012_img_val.tar", "archives/train.parquet"])
+def test_a_pack_beside_split_folders_of_images_is_passed_over(tmp_path: Path, pack: str) -> None:
+    write_folder(tmp_path / "train" / "cat", [0, 1])
+    write_folder(tmp_path / "val" / "cat", [2])
+    (tmp_path / pack).parent.mkdir(exist_ok=True)
+    (tmp_path / pack).touch()
+    splits = open_splits(str(tmp_path))
+    assert {split: files(table) for split, table in splits.items()} == {"train": ["000.png", "001.png"], "val": ["002.png"]}
+
+
+@pytest.mark.parametrize(("images", "pack"), [("", "x.tar"), ("cat", "x.parquet"), ("train/cat", "train/cat.tar")])
+def test_packs_and_images_of_which_either_could_be_meant_are_an_error_that_names_both(
+    tmp_path: Path, images: str, pack: str
+) -> None:
+    write_folder(tmp_path / images, [0])
+    (tmp_path / pack).touch()
+    with pytest.raises(HuvrError, match=rf": packs as well as images, {pack} and {(images + '/').lstrip('/')}000.png: name"):
+        open_splits(str(tmp_path))
+
+
 @pytest.mark.parametrize(("name", "split"), [("pack.parquet", "train"), ("test-1.parquet", "test")])
 def test_a_single_parquet_file_is_one_split(tmp_path: Path, name: str, split: str) -> None:
     splits = open_splits(str(write_pack(tmp_path / name, [7])))
