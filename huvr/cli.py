@@ -11,6 +11,9 @@ A mistake of the user ends in one line on standard error and exit status 2; a mi
 from __future__ import annotations
 
 import difflib
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -42,11 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``huvr`` with ``argv`` (of the process by default); returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return run(arguments)
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not unread():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left of our output
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("huvr: interrupted", file=sys.stderr)
         return 130
-    except SystemExit as done:  # --help of a verb
+    except SystemExit as done:  # --help of a verb, a job requeued or terminated
         return int(done.code or 0)
     except Exception as error:
         line = user_error(error)
@@ -54,6 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"huvr: error: {line}", file=sys.stderr)
         return 2
+
+
+def unread() -> bool:
+    """Whether nobody reads our output any more (``huvr tasks | head -1``)."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def run(arguments: list[str]) -> int:

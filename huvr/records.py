@@ -90,11 +90,14 @@ def rows_of(path: Path) -> Iterator[Row]:
         raise HuvrError(f"{path}: not a record of huvr probe, without {', '.join(missing)}")
     if not record["metrics"]:
         raise HuvrError(f"{path}: a record without metrics")
+    headline = record.get("headline") or next(iter(record["metrics"]))
+    if headline not in record["metrics"]:
+        raise HuvrError(f"{path}: its headline {headline} is not among its metrics {', '.join(record['metrics'])}")
     encoder = record["config"].get("model", {}).get("init_args", {}).get("encoder") or {}
     shared = {
         "task": record["task"],
         "data": described(record.get("data")),
-        "headline": record.get("headline") or next(iter(record["metrics"])),
+        "headline": headline,
         "lower_is_better": record.get("lower_is_better", False),
     }
     layer = encoder.get("layer")

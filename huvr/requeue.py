@@ -23,6 +23,9 @@ class Requeue(Checkpoint):
     there for another that still waits for its gradients, and then both hang until the time limit. Here the handler only
     takes note, and the processes agree every ``EVERY`` optimiser steps. Outside of SLURM nothing happens.
 
+    Before the first step and after the last, while data are prepared or a probe is tested, there is nothing to save: the job
+    is requeued at once. Unless it has been before and still came to no step: it would never.
+
     The checkpoint has the name that Lightning's own would have, ``hpc_ckpt_1.ckpt`` in the run folder, where ``--ckpt_path
     auto`` finds it; it is removed when training has come to its end, and is never taken for a result before.
 
@@ -30,19 +33,31 @@ class Requeue(Checkpoint):
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._step = 0
+        self.asked = self._training = False
+        self._step: int | None = None  # the last one, None before the first
         self._written: Path | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and SLURMEnvironment.detect():
+        self._process = os.getpid()
+        if SLURMEnvironment.detect():
             signal.signal(signal.SIGUSR1, self._ask)  # before Lightning's, which then stays away
 
     def _ask(self, *_: Any) -> None:
         self.asked = True
+        first = os.environ.get("SLURM_PROCID", "0") == "0" and os.getpid() == self._process  # workers inherit the handler
+        if self._training or not first:
+            return
+        if self._step is None and int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+            rank_zero_warn("requeued before, and yet no step of training within the time limit: not requeued again")
+            return
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if failed := requeue():
+            signal.signal(signal.SIGTERM, before)
+            rank_zero_warn(f"the job is not requeued: {failed}")
+            return
+        rank_zero_info("outside of training: nothing to save, and the job requeued")
+        raise SystemExit
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step = trainer.global_step
+        self._training, self._step = True, trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         step = trainer.global_step
@@ -61,6 +76,7 @@ class Requeue(Checkpoint):
             self._written = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training = False
         if trainer.is_global_zero:
             checkpoint_of(trainer).unlink(missing_ok=True)
 

@@ -88,13 +88,22 @@ def last_checkpoint(trainer: Trainer) -> str:
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """``last.ckpt``, written when Lightning's own would be, and where training ends whenever that is.
+    """``last.ckpt`` with all that training goes on from, written when Lightning's own would be, and where training ends whenever
+    that is.
 
     Lightning leaves out the end of a training that validates within its epochs, or not after each of them.
     """
 
     def __init__(self) -> None:
         super().__init__(filename="last", enable_version_counter=False)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        # After a checkpoint of the last batch of an epoch Lightning counts the next one as part of it, and then a checkpoint of
+        # the end of an epoch, such as ours, as one of its middle: training would miss an epoch.
+        loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.total
+        if loop.restarted_mid_epoch and epochs.processed == epochs.started:
+            loop.reset_restart_stage()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)

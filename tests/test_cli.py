@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -39,6 +40,8 @@ class TinyModel(LightningModule):
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         if self.fault == "ctrl-c":
             raise KeyboardInterrupt
+        if self.fault == "sigterm":
+            os.kill(os.getpid(), signal.SIGTERM)
         if self.fault == "bug":
             raise ZeroDivisionError
         return self.layer(batch).square().mean()
@@ -69,7 +72,7 @@ class TinyData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         return DataLoader(BrokenData(), num_workers=1) if self.broken else DataLoader(torch.ones(4, 1))
 
-    test_dataloader = predict_dataloader = train_dataloader
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
 
 
 CONFIG: dict[str, Any] = {
@@ -138,6 +141,17 @@ def test_help_of_a_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith(f"usage: huvr {verb} ")
 
 
+def test_help_of_model_and_data_lists_their_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, option in (
+        (["--model.help"], "--model.net.tintok_dim"),
+        (["--data.help"], "--data.streaming"),
+        (["--config", "tiny.yaml", "--model.help"], "--model.fault"),
+        (["--model.help", f"{HERE}.TinyModel"], "--model.fault"),
+    ):
+        assert main(["fit", *arguments]) == 0
+        assert option in capsys.readouterr().out
+
+
 def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert error_of(capsys, "recontruct") == "unknown verb 'recontruct': did you mean 'reconstruct'?"
     assert "choose one of fit" in error_of(capsys, "xyzzy")
@@ -181,6 +195,16 @@ def test_own_checkpoints_go_to_the_run_folder(folder: Path) -> None:
     write("own.yaml", {"trainer": {"callbacks": [{"class_path": "ModelCheckpoint", "init_args": init}]}})
     assert main(["fit", "--config", "own.yaml"]) == 0
     assert sorted(path.name for path in Path("runs/own/checkpoints").iterdir()) == ["last.ckpt", "step=1.ckpt", "step=2.ckpt"]
+
+
+def test_the_end_is_saved_beside_own_checkpoints(folder: Path) -> None:
+    own = {"filename": "best", "save_weights_only": True, "every_n_train_steps": 3, "enable_version_counter": False}
+    write("own.yaml", {"trainer": {"max_steps": 4, "callbacks": [{"class_path": "ModelCheckpoint", "init_args": own}]}})
+    for steps in ("4", "5"):
+        assert main(["fit", "--config", "own.yaml", "--ckpt_path", "auto", "--trainer.max_steps", steps]) == 0
+        assert sorted(path.name for path in Path("runs/own/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+        content = torch.load("runs/own/checkpoints/last.ckpt", weights_only=True)
+        assert (content["global_step"], len(content["optimizer_states"])) == (int(steps), 1)
 
 
 def test_each_verb_keeps_its_own_config(folder: Path) -> None:
@@ -260,8 +284,6 @@ def test_a_run_without_a_config_is_named_after_the_verb(folder: Path) -> None:
 
 
 def test_resuming_from_auto_takes_the_newest(folder: Path) -> None:
-    import os
-
     from huvr.commands.training import find_checkpoint
 
     assert main(["fit", "--config", "tiny.yaml", "--ckpt_path", "auto"]) == 0  # nothing yet: fresh
@@ -273,9 +295,9 @@ def test_resuming_from_auto_takes_the_newest(folder: Path) -> None:
         (run / f"hpc_ckpt_{number}.ckpt").write_bytes(last.read_bytes())
     for time, path in enumerate([last, run / "hpc_ckpt_9.ckpt", run / "hpc_ckpt_10.ckpt"]):
         os.utime(path, (time, time))
-    assert find_checkpoint("auto", run, may_be_absent=True) == run / "hpc_ckpt_10.ckpt"
+    assert find_checkpoint("auto", run, training=True) == run / "hpc_ckpt_10.ckpt"
     os.utime(last, (5, 5))
-    assert find_checkpoint("auto", run, may_be_absent=True) == last
+    assert find_checkpoint("auto", run, training=True) == last
 
 
 def test_a_shipped_config_is_found_from_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,6 +391,8 @@ def test_files_that_are_no_config(folder: Path, capsys: pytest.CaptureFixture[st
         (["stray"], "unknown option stray"),
         (["--trainer.limit_val_batches", "x"], "or null, got 'x'"),  # the order of the types before varies
         (["--trainer.accelerator", "abacus"], "trainer: "),
+        (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches 0: expected 1 or more"),
+        (["--trainer.val_check_interval", "100"], "trainer: `val_check_interval` (100) must be less than or equal"),
         (["--trainer.devices", "[a]"], "trainer: `devices`"),
         (["--seed_everything", "-1"], "seed_everything -1: expected 0 to 4294967295"),
         (["--data.broken", "true"], "photo.jpg: not a readable image"),
@@ -435,6 +459,23 @@ def test_ctrl_c(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning has turned it off
     assert capsys.readouterr().err.splitlines()[-1] == "huvr: interrupted"
+
+
+def test_sigterm(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "tiny.yaml", "--model.fault", "sigterm"]) == 143
+    line = "huvr: terminated; --ckpt_path auto goes on from the last checkpoint"
+    assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+@pytest.mark.parametrize("buffering", ["", "1"])
+def test_a_reader_that_has_seen_enough(buffering: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "huvr", "tasks"]
+    environment = os.environ | {"PYTHONUNBUFFERED": buffering}
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 BORING = """

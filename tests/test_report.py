@@ -90,6 +90,10 @@ def test_what_several_records_measured_alike_is_listed_once(tmp_path: Path) -> N
         ("{", "record.json: not a readable JSON file"),
         ("{}", "record.json: not a record of huvr probe, without task, encoder, tokens, metrics, config"),
         ('{"task": "a", "encoder": "b", "tokens": "c", "metrics": {}, "config": {}}', "record.json: a record without metrics"),
+        (
+            '{"task": "a", "encoder": "b", "tokens": "c", "headline": "d", "metrics": {"e": 1, "f": 2}, "config": {}}',
+            "record.json: its headline d is not among its metrics e, f",
+        ),
         (None, "no record.json of huvr probe in it"),
     ],
 )

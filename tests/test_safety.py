@@ -16,6 +16,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.demos import BoringModel
 from PIL import Image
 from tiny_network import TINY
 from torch import Tensor
@@ -27,7 +28,7 @@ from huvr.data import Images
 from huvr.errors import HuvrError
 from huvr.optim import OptimizerName
 from huvr.pretrain import Pretraining
-from huvr.safety import SkipNonFinite, WholeCheckpoints, total_norm
+from huvr.safety import LastCheckpoint, SkipNonFinite, WholeCheckpoints, total_norm
 
 
 class Spoilt(Pretraining):
@@ -150,7 +151,7 @@ def test_a_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
 
 def written(path: Path, age: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"pytorch-lightning_version": "2.6", "state_dict": {"x": torch.ones(1000)}}, path)
+    torch.save({"pytorch-lightning_version": "2.6", "state_dict": {"x": torch.ones(1000)}, "optimizer_states": []}, path)
     os.utime(path, (1000 - age, 1000 - age))
     return path
 
@@ -158,16 +159,41 @@ def written(path: Path, age: int) -> Path:
 def test_auto_falls_back_to_the_newest_intact_checkpoint(tmp_path: Path) -> None:
     older, newer = (written(tmp_path / "checkpoints" / f"step={step}.ckpt", age=10 - step) for step in (2, 4))
     last = written(tmp_path / "checkpoints" / "last.ckpt", age=7)
-    assert find_checkpoint("auto", tmp_path, may_be_absent=True) == last
+    assert find_checkpoint("auto", tmp_path, training=True) == last
     os.truncate(last, last.stat().st_size // 2)
     with pytest.warns(UserWarning, match=r"last\.ckpt: not a \.ckpt file of huvr fit; it is passed over"):
-        assert find_checkpoint("auto", tmp_path, may_be_absent=True) == newer
+        assert find_checkpoint("auto", tmp_path, training=True) == newer
     newer.write_bytes(b"")
     with pytest.warns(UserWarning, match=r"step=4\.ckpt"):
-        assert find_checkpoint("auto", tmp_path, may_be_absent=True) == older
+        assert find_checkpoint("auto", tmp_path, training=True) == older
     older.unlink()
     with pytest.warns(match="passed over"), pytest.raises(HuvrError, match=r"no checkpoint in .* can be read; to start anew"):
-        find_checkpoint("auto", tmp_path, may_be_absent=True)
+        find_checkpoint("auto", tmp_path, training=True)
+
+
+def test_training_does_not_go_on_from_weights_alone(tmp_path: Path) -> None:
+    best = written(tmp_path / "checkpoints" / "best.ckpt", age=0)
+    content = torch.load(best, weights_only=True)
+    del content["optimizer_states"]
+    torch.save(content, best)
+    assert find_checkpoint("auto", tmp_path, training=False) == best
+    with pytest.warns(match=r"best\.ckpt: of weights alone .* passed over"):
+        assert find_checkpoint("auto", tmp_path, training=True) is None
+    with pytest.raises(HuvrError, match=r"best\.ckpt: of weights alone \(save_weights_only\), from which training cannot go on"):
+        find_checkpoint(str(best), tmp_path, training=True)
+
+
+def test_no_epoch_is_missed_after_a_checkpoint_of_the_last_batch_of_one(tmp_path: Path) -> None:
+    resume = None
+    for epochs in (1, 2, 3):
+        last, steps = LastCheckpoint(), ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1)
+        trainer = Trainer(
+            default_root_dir=tmp_path, accelerator="cpu", max_epochs=epochs, limit_train_batches=4, limit_val_batches=0,
+            logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[steps, last],
+        )  # fmt: skip
+        trainer.fit(BoringModel(), ckpt_path=resume, weights_only=True)
+        assert trainer.global_step == 4 * epochs
+        resume = tmp_path / "step=4.ckpt" if epochs == 1 else Path(last.best_model_path)
 
 
 class Dying(LightningDataModule):

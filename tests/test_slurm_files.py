@@ -163,6 +163,19 @@ def test_a_job_that_is_not_requeued_goes_on(job: Path, monkeypatch: pytest.Monke
     assert requeue() == "scontrol: No such file or directory"
 
 
+def test_before_training_the_job_is_requeued_at_once_and_once(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Requeue()  # no trainer yet, and still no features
+    with pytest.raises(SystemExit) as exit:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert not exit.value.code
+    assert (job / "scontrol.txt").read_text().split() == ["requeue", "7"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    Requeue()
+    with pytest.warns(UserWarning, match="no step of training within the time limit: not requeued again"):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert len((job / "scontrol.txt").read_text().split()) == 2
+
+
 def test_outside_of_slurm_the_signal_is_left_alone(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGUSR1)
     trained(tmp_path)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -64,26 +65,37 @@ def generate(
         if value < 1:
             raise HuvrError(f"{name} {value}: expected 1 or more")
     sampling = Sampling(sampler, steps, guidance, interval)
-    if not out.suffix and out.exists() and (out.is_file() or any(out.iterdir())):
-        raise HuvrError(f"{out} exists already: choose a new or empty folder")
+    suffix = out.suffix.lower()
+    check_out(out, suffix)
     trained = load_generator(generator, encoder, "cuda" if torch.cuda.is_available() else "cpu")
     labels: list[int] | None = None
     if classes is not None:
         labels = [label for label in trained.labels(classes) for _ in range(per_class)]
     count = len(labels) if labels else per_class
-    if out.suffix == ".png" and count > GRID:
+    if suffix == ".png" and count > GRID:
         raise HuvrError(f"{count} pictures are too many for a grid, at most {GRID}: choose a folder or an .npz file for out")
     drawn = trained.pictures(count, labels, sampling, seed, batch_size, scale, precision)
     pictures = (to_uint8(picture) for picture in drawn)
-    if out.suffix == ".png":
+    if suffix == ".png":
         save_png(make_grid(list(pictures), nrow=per_class if labels else round(count**0.5)), out)
-    elif out.suffix == ".npz":
+    elif suffix == ".npz":
         with whole(out) as temporary:
             write_npz(pictures, labels, count, temporary)
     else:
         with whole(out) as temporary:
             write_folder(pictures, labels, trained.space.classes, temporary)
     print(f"{count} pictures in {out}")
+
+
+def check_out(out: Path, suffix: str) -> None:
+    """Raise a HuvrError where pictures, once drawn, could not be written."""
+    if suffix in (".png", ".npz"):
+        if out.is_dir():
+            raise HuvrError(f"{out} is a folder already: choose a {suffix} file, or a folder that is new or empty")
+    elif suffix == ".npy" or suffix in Image.registered_extensions():
+        raise HuvrError(f"out {out}: {suffix} files are not written; choose a .png or .npz file, or a folder")
+    elif out.exists() and (out.is_file() or any(out.iterdir())):
+        raise HuvrError(f"{out} exists already: choose a new or empty folder")
 
 
 def write_npz(pictures: Iterator[Tensor], labels: Sequence[int] | None, count: int, path: Path) -> None:

@@ -3,7 +3,8 @@
 A task is a LightningModule that an installed package offers under the entry-point group ``huvr.tasks``, and whose
 parameter ``encoder``, where it has one, is a ``huvr.tasks.base.EncoderConfig``. One with a ``training_step`` is trained; then
 it is tested, at its best checkpoint where a ModelCheckpoint monitors something. What it logs in ``test_step`` goes into
-``record.json`` of the run folder, beside what its attribute ``details``, a dictionary, holds.
+``record.json`` of the run folder, beside what its attribute ``details``, a dictionary, holds. The run folder is named after
+the options that bear on the figures.
 
 The protocol of task NAME is the shipped config ``probe/NAME.yaml``; ``--config`` changes it, and options change both.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import re
 import subprocess
@@ -23,15 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from huvr.commands import tasks
 from huvr.commands.arguments import read_yaml
 from huvr.commands.calm import calm
-from huvr.commands.training import TrainingCLI, classes_named, find_checkpoint
+from huvr.commands.training import TrainingCLI, classes_named, find_checkpoint, plain_endings
 from huvr.errors import HuvrError
 from huvr.files import whole
 
@@ -53,6 +53,9 @@ SHORT = {
     "root": "--data.root",
 }
 
+# options that bear on no figure, or, those of the trainer, belong to a training that --ckpt_path auto is to go on with
+UNNAMED = re.compile(r"trainer(\..*)?|run|ckpt_path|data\.(workers|cache)")
+
 
 def run(arguments: Sequence[str]) -> None:
     """Carry out one probe, and write its record.
@@ -70,7 +73,7 @@ def run(arguments: Sequence[str]) -> None:
     entry = tasks.find(given.task)
     start = time.perf_counter()
     try:
-        cli = ProbeCLI(entry, [*protocol(entry), "--run", run_folder(given), *rest, *lengthened(given)])
+        cli = ProbeCLI(entry, [*protocol(entry), "--run", run_folder(given, rest), *rest, *lengthened(given)])
         metrics = measured(cli)
     except MisconfigurationException as error:
         raise HuvrError(str(error)) from None
@@ -95,10 +98,24 @@ def lengthened(given: argparse.Namespace) -> list[str]:
     return [f"{long}={getattr(given, name)}" for name, long in SHORT.items() if getattr(given, name) is not None]
 
 
-def run_folder(given: argparse.Namespace) -> str:
-    """``runs/probe/TASK-ENCODER-TOKENS-DATA``, so that probes to be compared do not overwrite each other."""
+def run_folder(given: argparse.Namespace, rest: Sequence[str]) -> str:
+    """``runs/probe/TASK-ENCODER-TOKENS-DATA-OTHERS``: different probes neither overwrite each other nor go on from each other."""
     parts = (given.task, given.encoder, given.generator, given.tokens, given.root)
-    return "runs/probe/" + "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.")[-60:] for part in parts if part)
+    names = [re.sub(r"[^\w.]+", "-", part).strip("-.")[-60:] for part in parts if part]
+    return "runs/probe/" + "-".join([*names, *others(rest)])
+
+
+def others(rest: Sequence[str]) -> list[str]:
+    """The options but those ``UNNAMED``, in their order: ``["data.crop=32,model.k=5"]``, or a hash where that is long."""
+    options: list[str] = []
+    for argument in rest:
+        if re.match("--?[a-zA-Z]", argument):
+            options.append(argument.lstrip("-").replace(".init_args.", "."))
+        elif options:
+            options[-1] += f"={argument}"
+    text = ",".join(option for option in options if not UNNAMED.fullmatch(option.partition("=")[0].rstrip("+")))
+    plain = len(text) <= 60 and re.fullmatch(r"[\w.,=+-]*", text)
+    return [text if plain else hashlib.sha256(text.encode()).hexdigest()[:8]] if text else []
 
 
 def protocol(entry: EntryPoint) -> list[str]:
@@ -118,11 +135,9 @@ class ProbeCLI(TrainingCLI):
         self.entry = entry
         super().__init__("probe", arguments)
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        super().add_arguments_to_parser(parser)
-        classes = {"data": "huvr.tasks.features.Features"} | classes_named(self.arguments)
-        classes["model"] = f"{self.entry.module}.{self.entry.attr}"
-        parser.set_defaults({key: {"class_path": path} for key, path in classes.items()})
+    def classes_of(self, arguments: Sequence[str]) -> dict[str, str]:
+        data = {"data": "huvr.tasks.features.Features"}
+        return data | classes_named(arguments) | {"model": f"{self.entry.module}.{self.entry.attr}"}
 
 
 def measured(cli: ProbeCLI) -> dict[str, float]:
@@ -130,16 +145,13 @@ def measured(cli: ProbeCLI) -> dict[str, float]:
     trainer, task, data = cli.trainer, cli.model, cli.datamodule
     best = None
     if is_overridden("training_step", task):
-        checkpoint = find_checkpoint(cli.config.ckpt_path, Path(cli.config.run), may_be_absent=True)
-        try:
+        checkpoint = find_checkpoint(cli.config.ckpt_path, Path(cli.config.run), training=True)
+        with plain_endings(trainer, checkpoint):
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as done:
-            if done.code and trainer.state.status == TrainerStatus.INTERRUPTED:  # Lightning's answer to Ctrl-C
-                raise KeyboardInterrupt from None
-            raise
         keepers = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint) and each.monitor]
         best = keepers[0].best_model_path if keepers else None
-    found = trainer.test(task, datamodule=data, ckpt_path=best or None, weights_only=True, verbose=False)
+    with plain_endings(trainer, Path(best) if best else None):
+        found = trainer.test(task, datamodule=data, ckpt_path=best or None, weights_only=True, verbose=False)
     return {name: value for metrics in found for name, value in metrics.items()}
 
 

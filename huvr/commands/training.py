@@ -14,26 +14,29 @@ Every value can be given on the command line too, without ``init_args``: ``--mod
 
 All that a run writes lies in one folder, ``runs/NAME`` for ``--config NAME.yaml`` (the first of several) or
 wherever ``run:`` in the config or ``--run`` says: ``config_VERB.yaml`` as it was run, TensorBoard's events, and
-``checkpoints/last.ckpt``. A config that wants other checkpoints lists a ModelCheckpoint of its own under
-``trainer.callbacks``, without ``dirpath``; ``save_last: true`` keeps ``last.ckpt`` up to date. Steps of ``fit`` without
-a finite loss are skipped; a ``huvr.safety.SkipNonFinite`` under ``trainer.callbacks`` says how many in a row are too many.
+``checkpoints/last.ckpt``, of each epoch and of the end. A config that wants further checkpoints lists a ModelCheckpoint
+of its own under ``trainer.callbacks``, without ``dirpath``. Steps of ``fit`` without a finite loss are skipped; a
+``huvr.safety.SkipNonFinite`` under ``trainer.callbacks`` says how many in a row are too many.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from huvr.commands.arguments import ConfigByName, find_config, parse, read_yaml
@@ -62,18 +65,34 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     except MisconfigurationException as error:
         raise HuvrError(str(error)) from None
     options = cli.config
-    checkpoint = find_checkpoint(options.ckpt_path, Path(options.run), may_be_absent=verb == "fit")
+    checkpoint = find_checkpoint(options.ckpt_path, Path(options.run), training=verb == "fit")
     rank_zero_info(f"run folder: {options.run}")
     method = getattr(cli.trainer, verb)
     extra = {"return_predictions": False} if verb == "predict" else {}
-    try:
+    with plain_endings(cli.trainer, checkpoint):
         method(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True, **extra)
+
+
+@contextmanager
+def plain_endings(trainer: Trainer, checkpoint: Path | None) -> Iterator[None]:
+    """Around a method of the Trainer that starts from ``checkpoint``: signals and mistakes of the user end it in one line."""
+    try:
+        yield
+    except SIGTERMException:
+        if trainer.is_global_zero:
+            resume = "; --ckpt_path auto goes on from the last checkpoint" if trainer.state.fn == TrainerFn.FITTING else ""
+            print(f"huvr: terminated{resume}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit as done:
-        if done.code and cli.trainer.state.status == TrainerStatus.INTERRUPTED:  # Lightning's answer to Ctrl-C
+        if done.code and trainer.state.status == TrainerStatus.INTERRUPTED:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
         raise
     except MisconfigurationException as error:
         raise HuvrError(str(error)) from None
+    except ValueError as error:
+        if not str(error).startswith(" `val_check_interval`"):  # known only once the batches are
+            raise
+        raise HuvrError(f"trainer: {error}") from None
     except RuntimeError as error:
         if str(error).startswith("DataLoader worker (pid"):  # torch notices at any point of a step
             raise HuvrError(
@@ -85,11 +104,15 @@ def run(verb: str, arguments: Sequence[str]) -> None:
         raise HuvrError(f"checkpoint {checkpoint}: not of this model: {' '.join(str(error).split())}") from error
 
 
-def find_checkpoint(name: str | None, run: Path, may_be_absent: bool) -> Path | None:
+def find_checkpoint(name: str | None, run: Path, training: bool) -> Path | None:
     """The checkpoint file to start from: ``name`` itself, or for "auto" the newest intact one of the run.
 
     After a SLURM requeue that is Lightning's ``hpc_ckpt_*`` file, which its own ``last`` overlooks. Checkpoints of
-    other names are turned to where there is no intact one of these two. A damaged one is warned of.
+    other names are turned to where there is no intact one of these two. A damaged one is warned of, and passed over.
+    So is one of weights alone where training is to go on.
+
+    Args:
+        training: training goes on from it, or starts anew where "auto" finds none.
 
     Raises:
         HuvrError: for a file that is no checkpoint of ours, or where "auto" finds none and one is needed or
@@ -98,26 +121,32 @@ def find_checkpoint(name: str | None, run: Path, may_be_absent: bool) -> Path | 
     if name is None:
         return None
     if name != "auto":
-        check_checkpoint(Path(name))
+        check_checkpoint(Path(name), training)
         return Path(name)
-    latest = {*run.glob("hpc_ckpt_*.ckpt"), *run.glob("checkpoints/last.ckpt")}
+    latest = {*run.glob("hpc_ckpt_*.ckpt"), *run.glob("checkpoints/last*.ckpt")}
     found = [path for path in latest.union(run.glob("checkpoints/*.ckpt")) if path.is_file()]
+    damaged = False
     for path in sorted(found, key=lambda path: (path in latest, path.stat().st_mtime), reverse=True):
         try:
-            check_checkpoint(path)
+            check_checkpoint(path, training)
         except HuvrError as error:
             rank_zero_warn(f"{error}; it is passed over")
+            damaged |= not isinstance(error, WeightsAlone)
         else:
             return path
-    if found:
+    if damaged:
         raise HuvrError(f"ckpt_path auto: no checkpoint in {run} can be read; to start anew, remove them or choose another run")
-    if not may_be_absent:
+    if not training:
         raise HuvrError(f"ckpt_path auto: no checkpoint in {run}")
     return None
 
 
-def check_checkpoint(path: Path) -> None:
-    """Raise a HuvrError unless the file is a checkpoint of training."""
+class WeightsAlone(HuvrError):
+    """A checkpoint that training cannot go on from."""
+
+
+def check_checkpoint(path: Path, training: bool) -> None:
+    """Raise a HuvrError unless the file is a checkpoint of training, and one to go on from if ``training``."""
     if not path.is_file():
         raise HuvrError(f"checkpoint {path}: no such file (expected a .ckpt file of huvr fit, or auto)")
     try:
@@ -126,6 +155,8 @@ def check_checkpoint(path: Path) -> None:
         content = {}
     if "pytorch-lightning_version" not in content:
         raise HuvrError(f"checkpoint {path}: not a .ckpt file of huvr fit")
+    if training and "optimizer_states" not in content:
+        raise WeightsAlone(f"checkpoint {path}: of weights alone (save_weights_only), from which training cannot go on")
 
 
 def classes_named(arguments: Sequence[str]) -> dict[str, str]:
@@ -145,6 +176,15 @@ def classes_named(arguments: Sequence[str]) -> dict[str, str]:
     return {key: path for key, path in found.items() if isinstance(path, str) and importable(path)}
 
 
+def helped(arguments: Sequence[str], classes: dict[str, str]) -> list[str]:
+    """A bare ``--model.help`` or ``--data.help`` as that of the class there, of which the parser knows only the base."""
+    bare = {f"--{key}.help": path for key, path in classes.items()}
+    return [
+        f"{argument}={bare[argument]}" if argument in bare and after.startswith("-") else argument
+        for argument, after in zip(arguments, [*arguments[1:], "-"], strict=True)
+    ]
+
+
 def importable(class_path: str) -> bool:
     module, _, name = class_path.rpartition(".")
     try:
@@ -162,7 +202,9 @@ class TrainingCLI(LightningCLI):
     """
 
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
-        self.verb, self.arguments = verb, list(arguments)
+        self.verb = verb
+        self.classes = self.classes_of(arguments)
+        self.arguments = helped(arguments, self.classes)
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -180,6 +222,10 @@ class TrainingCLI(LightningCLI):
             run=False,
         )
 
+    def classes_of(self, arguments: Sequence[str]) -> dict[str, str]:
+        """The classes of model and data, those to fall back on where none is named."""
+        return DEFAULTS | classes_named(arguments)
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = LightningArgumentParser(**kwargs)
         parser.add_argument("-c", "--config", action=ConfigByName, help="A YAML file, or the name of a shipped config.")
@@ -192,8 +238,7 @@ class TrainingCLI(LightningCLI):
             "--ckpt_path", type=str | None, help='Checkpoint to start from: a file, or "auto" for the newest of this run, if any.'
         )
         # A class that is named replaces the default here already, or it would inherit defaults of parameters of the same name.
-        classes = DEFAULTS | classes_named(self.arguments)
-        parser.set_defaults({key: {"class_path": path} for key, path in classes.items()})
+        parser.set_defaults({key: {"class_path": path} for key, path in self.classes.items()})
 
     def parse_arguments(self, parser: ArgumentParser, args: Any) -> None:
         self.config = parse(parser, args)
@@ -206,8 +251,10 @@ class TrainingCLI(LightningCLI):
             config["logger"] = TensorBoardLogger(config["default_root_dir"], name="", version="")
         listed = config["callbacks"] or []
         listed = listed if isinstance(listed, list) else [listed]
-        if config["enable_checkpointing"] is not False and not any(isinstance(each, ModelCheckpoint) for each in listed):
-            callbacks = [*callbacks, LastCheckpoint()]
+        if config["enable_checkpointing"] is not False and not any(isinstance(each, LastCheckpoint) for each in listed):
+            callbacks = [*callbacks, LastCheckpoint()]  # beside those listed, which may be of the best or of weights alone
+        if (batches := config["accumulate_grad_batches"]) < 1:
+            raise HuvrError(f"trainer.accumulate_grad_batches {batches}: expected 1 or more")
         if self.verb == "fit" and not any(isinstance(each, SkipNonFinite) for each in listed):
             callbacks = [*callbacks, SkipNonFinite()]
         plugins = config["plugins"] or []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -12,6 +13,7 @@ import pytest
 
 from huvr.cli import main
 from huvr.commands import tasks
+from huvr.commands.probe import run_folder, shortcuts
 
 SMALL = ["--data.root", "pictures", "--data.resize", "34", "--data.crop", "32", "--data.workers", "0"]
 FOREIGN = '''
@@ -93,7 +95,7 @@ def test_a_probe_leaves_a_record(encoder: str, pictures: Path, capsys: pytest.Ca
     assert main(["probe", "--task", "knn", "--encoder", encoder, "--tokens", "tintok", *SMALL, "--model.k", "[1, 5]"]) == 0
     (run,) = Path("runs/probe").iterdir()
     assert run.name.startswith("knn-")
-    assert run.name.endswith("net-tintok-pictures")
+    assert re.search("net-tintok-pictures-[0-9a-f]{8}$", run.name)
     record = json.loads((run / "record.json").read_text())
     assert record["metrics"].keys() == {"top1_k1", "mean_per_class_k1", "top1_k5", "mean_per_class_k5"}
     assert record["metrics"]["top1_k1"] == 100  # colours are easily told apart
@@ -118,6 +120,34 @@ def test_probes_of_other_tokens_or_data_go_elsewhere(encoder: str, pictures: Pat
     assert len(list(Path("runs/probe").iterdir())) == 4
     assert main([*probe, "--run", "there"]) == 0
     assert Path("there/record.json").is_file()
+
+
+def test_options_that_bear_on_the_figures_name_the_folder() -> None:
+    def name(options: str) -> str:
+        return run_folder(*shortcuts(["--task", "knn", "--encoder", "net", *options.split(" ")]))
+
+    plain = name("--data.root pictures")
+    assert plain == "runs/probe/knn-net-pictures"
+    stored = name("--data.root pictures --model.encoder.stored int8")
+    assert stored == name("--model.init_args.encoder.stored=int8 --data.root=pictures") == f"{plain}-model.encoder.stored=int8"
+    others = ("--model.encoder.layer -1", "--config a/own.yaml", "--config a-own.yaml", "--model.k [1]", "--model.k [-1]")
+    assert len({plain, stored, *(name(f"--data.root pictures {other}") for other in others)}) == 7
+    for same in ("--trainer.callbacks+=Timer", "--trainer.devices 1", "--ckpt_path auto", "--data.workers 0", "--data.cache c"):
+        assert name(f"--data.root pictures {same}") == plain
+
+
+def test_probes_that_are_trained_go_on_and_refuse_other_checkpoints(
+    encoder: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe = ["probe", "--task", "logistic", "--encoder", encoder, *SMALL, "--trainer.max_epochs", "2", "--ckpt_path"]
+    for _ in range(2):  # the second time from last.ckpt: best.ckpt holds weights alone
+        assert main([*probe, "auto"]) == 0
+        (run,) = Path("runs/probe").iterdir()
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert main([*probe, "auto", "--tokens", "tintok"]) == 0
+    message = error_of(capsys, *probe, str(run / "checkpoints/last.ckpt"), "--tokens", "tintok")
+    assert message.startswith(f"checkpoint {run}/checkpoints/last.ckpt: not of this model: ")
+    assert "size mismatch" in message
 
 
 def test_a_config_changes_the_protocol_and_options_change_both(encoder: str, pictures: Path) -> None:

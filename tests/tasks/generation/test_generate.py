@@ -114,6 +114,23 @@ def test_mistakes_end_in_one_line_and_leave_nothing(
     assert not Path("grid.png").exists()
 
 
+def test_where_pictures_cannot_be_written_is_said_before_they_are_drawn(
+    generate: Any, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("full.v2", "x.png", "x.npz"):
+        Path(name).mkdir()
+    Path("full.v2/there").touch()
+    for out, message in (
+        ("full.v2", "full.v2 exists already: choose a new or empty folder"),
+        ("x.png", "x.png is a folder already: choose a .png file"),
+        ("x.npz", "x.npz is a folder already: choose a .npz file"),
+        ("grid.jpg", "out grid.jpg: .jpg files are not written; choose a .png or .npz file, or a folder"),
+    ):
+        assert generate("--generator", "never looked for", "--out", out) == 2
+        assert message in capsys.readouterr().err
+    assert not Path("grid.jpg").exists()
+
+
 def test_classes_of_a_generator_that_knows_none(
     generate: Any, learn: Callable[..., Any], pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
