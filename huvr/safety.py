@@ -101,7 +101,8 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         # After a checkpoint of the last batch of an epoch Lightning counts the next one as part of it, and then a checkpoint of
         # the end of an epoch, such as ours, as one of its middle: training would miss an epoch.
-        loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.total
+        loop = trainer.fit_loop
+        epochs: Any = loop.epoch_progress.total
         if loop.restarted_mid_epoch and epochs.processed == epochs.started:
             loop.reset_restart_stage()
 
