@@ -254,6 +254,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "probes": ("probes probes_shipped", probes),
     "drawings": ("probes probes_shipped", drawings),
     "hypernets": ("hypernets", hypernets),
+    "hypernets_64": ("hypernets_64", hypernets),
     "hypernets_cuda": ("hypernets_cuda", hypernets),
     "minr": ("minr", minr),
     "where_lost": ("where_lost", where_lost),
