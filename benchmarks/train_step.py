@@ -49,7 +49,8 @@ class Same:
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
-        self.images = torch.randint(256, (batch_size, 3, SIZE, SIZE), dtype=torch.uint8)
+        images = torch.randint(256, (batch_size, 3, SIZE, SIZE), dtype=torch.uint8)
+        self.images = images.pin_memory() if torch.cuda.is_available() else images  # as the data module's are
 
     def __iter__(self) -> Iterator[Batch]:
         while True:

@@ -15,7 +15,8 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 
@@ -83,7 +84,8 @@ def run(arguments: list[str]) -> int:
         import_module("huvr.commands.training").run(verb, options)
     elif verb in TOOLS:
         function = getattr(import_module(TOOLS[verb][0]), verb)
-        import_module("huvr.commands.arguments").call(function, options)
+        with cleaning_up():
+            import_module("huvr.commands.arguments").call(function, options)
     elif verb in TASKS:
         import_module(TASKS[verb][0]).run(options)
     else:
@@ -91,6 +93,20 @@ def run(arguments: list[str]) -> int:
         near = difflib.get_close_matches(verb, verbs, n=1)
         raise HuvrError(f"unknown verb {verb!r}: {f'did you mean {near[0]!r}?' if near else 'choose one of ' + ', '.join(verbs)}")
     return 0
+
+
+@contextmanager
+def cleaning_up() -> Iterator[None]:
+    """SIGTERM (kill, timeout, a batch system) ends the block as an exception does: what is half written goes."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def overview() -> str:

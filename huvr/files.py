@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ def whole(target: str | Path) -> Iterator[Path]:
         HuvrError: where ``target`` cannot be written.
     """
     target = Path(target).absolute()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     missing = [folder for folder in target.parents if not os.path.exists(folder)]  # Path.exists raises where it may not look
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

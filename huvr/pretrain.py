@@ -172,6 +172,11 @@ class Pretraining(LightningModule):
         if stage == "fit":  # here the weights still have their own precision, and are whole
             self.begin()
 
+    def on_validation_start(self) -> None:
+        self.begin()  # where no checkpoint has brought weights
+
+    on_test_start = on_predict_start = on_validation_start
+
     def begin(self) -> None:
         """Take over the weights to begin with, once; a checkpoint that training goes on from is read later: the last word."""
         if self.begun:
@@ -200,6 +205,8 @@ class Pretraining(LightningModule):
     def on_fit_start(self) -> None:
         # Not earlier: the EMA callback copies the module before, and validate and predict go without teachers.
         self._teachers = Teachers(self.teachers, self.device, bf16=str(self.trainer.precision).startswith("bf16"))
+        if self.compiled:
+            self._teachers.compile()
         self._lpips = LPIPSLoss(self.lpips_net, self.lpips_trunk, self.device) if self.weights["lpips"] else None
 
     def on_train_epoch_start(self) -> None:
@@ -220,8 +227,15 @@ class Pretraining(LightningModule):
         losses |= self.distillation_losses(targets, encoded, tapped[self.decoder_tap])
         if self.weights["koleo"]:
             losses["koleo"] = self.koleo(encoded.cls)
-        self.log("train/psnr", psnr(painted.detach(), target).mean(), prog_bar=True)
+        if self.noted:  # from the host: the bar reads it again after each step, and would wait for the device
+            self.log("train/psnr", psnr(painted.detach(), target).mean().cpu(), prog_bar=True)
         return self.weighted(losses)
+
+    @property
+    def noted(self) -> bool:
+        """Whether the logger takes what this step logs. Others log nothing: each number takes half a millisecond of the host."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.global_step + 1) % every == 0
 
     def whole_patches(self, images: Tensor) -> Tensor:
         """Images cropped to whole patches; raise a HuvrError where they are smaller than one."""
@@ -233,7 +247,8 @@ class Pretraining(LightningModule):
     def weighted(self, losses: dict[str, Tensor]) -> Tensor:
         """The sum of the losses, each by its weight; logs them all."""
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
-        self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()} | {"train/loss": total.detach()})
+        if self.noted:
+            self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()} | {"train/loss": total.detach()})
         return total
 
     def koleo(self, features: Tensor) -> Tensor:
@@ -315,11 +330,12 @@ class Pretraining(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the learning rate and, before clipping, the gradient norms of the two branches that modulate the INR."""
-        branches = {"patch": self.net.inr.to_patch, "global": self.net.inr.to_global}
-        for name, branch in branches.items():
-            gradients = [p.grad for p in branch.parameters() if p.grad is not None]
-            self.log(f"grad_norm/{name}", total_norm(gradients))
-        self.log("lr", optimizer.param_groups[0]["lr"])
+        if self.noted:
+            branches = {"patch": self.net.inr.to_patch, "global": self.net.inr.to_global}
+            for name, branch in branches.items():
+                gradients = [p.grad for p in branch.parameters() if p.grad is not None]
+                self.log(f"grad_norm/{name}", total_norm(gradients))
+            self.log("lr", torch.tensor(optimizer.param_groups[0]["lr"]))  # a bare number would go through the device
         if self.pictures_every and self.global_step % self.pictures_every == 0 and isinstance(self.logger, TensorBoardLogger):
             self.log_pictures(self.logger)
 
@@ -340,3 +356,6 @@ class Pretraining(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["huvr_config"] = asdict(self.net.config)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.begun = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from huvr.errors import HuvrError
 from huvr.files import read_json
 
 KEYS = ("task", "encoder", "tokens", "metrics", "config")
+UNTOLD = ("model.encoder", "data.root", "data.workers", "data.cache")
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,11 @@ class Row:
     """One line of a table: what was measured, on what, and the result.
 
     Attributes:
-        encoder: short name of the network, or of a rival that has none.
+        encoder: the network, or a rival that has none.
         tokens: which kind, and "" for a rival.
         stored: "fp16", "int8" or "".
         bytes_per_image: None where it is not known.
+        options: all others that bear on the result, by name.
     """
 
     task: str
@@ -35,11 +37,17 @@ class Row:
     bytes_per_image: float | None
     metrics: dict[str, float]
     seconds: float | None = None
+    options: dict[str, str] = field(default_factory=dict)
 
     @property
     def series(self) -> str:
         """The curve it belongs to: an encoder's tokens of one kind, whatever their size."""
-        return f"{self.encoder} {re.sub(r'[0-9]+$', '', self.tokens)}".strip()
+        return " ".join(part for part in (self.encoder, re.sub(r"[0-9]+$", "", self.tokens), self.told) if part)
+
+    @property
+    def told(self) -> str:
+        """Its options in words."""
+        return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in self.options.items())
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ def rows_of(path: Path) -> Iterator[Row]:
     }
     layer = encoder.get("layer")
     yield Row(
-        **shared, encoder=short(record["encoder"] or ""), stored=encoder.get("stored", ""),
+        **shared, encoder=record["encoder"] or "", stored=encoder.get("stored", ""), options=options_of(record["config"]),
         tokens=(record["tokens"] or "") + ("" if layer is None else f" of layer {layer}"),
         bytes_per_image=record.get("bytes_per_image"), metrics=record["metrics"], seconds=record.get("seconds"),
     )  # fmt: skip
@@ -118,19 +126,52 @@ def described(data: Any) -> str:
     return "; ".join(re.sub(r"\S*/\S+", lambda path: short(path[0]), str(part)) for part in parts)
 
 
-def short(path: str) -> str:
-    """The last two parts of a path."""
-    return "/".join(path.rstrip("/").split("/")[-2:])
+def short(path: str, parts: int = 2) -> str:
+    """The last parts of a path."""
+    return "/".join(path.rstrip("/").split("/")[-parts:])
+
+
+def options_of(config: dict[str, Any]) -> dict[str, str]:
+    """What a config says beyond encoder, data and machine, by name."""
+    trainer = config.get("trainer") or {}
+    parts = {name: (config.get(name) or {}).get("init_args") or {} for name in ("model", "data")}
+    parts["trainer"] = {name: trainer.get(name) for name in ("max_epochs", "max_steps", "precision")}
+    return dict(flat(parts))
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """``{a: {b: 1}}`` as ``("a.b", "1")``, but for what every row says in columns of its own or what bears on no result."""
+    for name, value in values.items():
+        if (path := prefix + name) in UNTOLD:
+            continue
+        if isinstance(value, dict):
+            yield from flat(value, f"{path}.")
+        else:
+            yield path, str(value)
 
 
 def grouped(rows: Iterable[Row]) -> list[Section]:
-    """Sections by task and data, their rows by bytes; rivals that several records measured alike are listed once."""
+    """Sections by task and data, their rows by bytes; rivals that several records measured alike are listed once.
+
+    Encoders go by as much of their paths as tells them apart, and of the options those are told that differ.
+    """
     sections: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         listed = sections.setdefault((row.task, row.data), [])
         if row not in listed:
             listed.append(row)
     return [
-        Section(task, data, sorted(listed, key=lambda row: (row.bytes_per_image or 0, row.series)))
+        Section(task, data, sorted(told_apart(listed), key=lambda row: (row.bytes_per_image or 0, row.series)))
         for (task, data), listed in sorted(sections.items())
     ]
+
+
+def told_apart(rows: list[Row]) -> list[Row]:
+    """The rows of a section, with short names of encoders and only those options that not all have alike."""
+    paths = {row.encoder for row in rows}
+    parts = next(n for n in range(2, 99) if len({short(path, n) for path in paths}) == len(paths) or n == 98)
+    measured = [row.options for row in rows if row.options]
+    names = dict.fromkeys(name for each in measured for name in each)
+    differ = [name for name in names if len({each.get(name) for each in measured}) > 1]
+    told = [{name: row.options[name] for name in differ if name in row.options} for row in rows]
+    return [replace(row, encoder=short(row.encoder, parts), options=each) for row, each in zip(rows, told, strict=True)]

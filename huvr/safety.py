@@ -63,7 +63,7 @@ class SkipNonFinite(Callback):
             )
         else:
             self.in_a_row = 0
-        pl_module.log("skipped_steps", float(self.skipped))
+        pl_module.log("skipped_steps", torch.tensor(float(self.skipped)))  # a bare number would go through the device
         if self.in_a_row == self.most_in_a_row:
             raise HuvrError(
                 f"{self.in_a_row} steps in a row, the last being step {trainer.global_step}, had no finite loss and gradient: "

@@ -36,6 +36,7 @@ PARTS = {
     "decoder": ("encoder.", "bottleneck.", "decoder."),
 }
 
+SEEN = "huvr_tokens"  # what a checkpoint says of the tokens that its head was trained on
 KINDS = "standard, tintok, decoder, or pca<d> such as pca32"
 
 
@@ -265,12 +266,29 @@ class FrozenEncoderTask(LightningModule):
     Attributes:
         headline: the metric that stands for the task in a report; None is the first.
         lower_is_better: of the headline.
+        learns: whether it looks at the training split; principal components are found there in any case.
     """
 
     headline: ClassVar[str | None] = None
     lower_is_better: ClassVar[bool] = False
+    learns: bool = True
 
     def __init__(self, encoder: EncoderConfig) -> None:
         super().__init__()
         self.encoder = FrozenEncoder(encoder)
         self.details: dict[str, Any] = {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[SEEN] = self._seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A head is of no use on the tokens of another encoder, even one that lies at the same place."""
+        if checkpoint.get(SEEN) != self._seen:
+            raise HuvrError(
+                f"ckpt_path: trained on other tokens than {self.encoder.config.source} gives now; begin anew in another --run"
+            )
+
+    @property
+    def _seen(self) -> str:
+        config = self.encoder.config
+        return f"{self.encoder.fingerprint} {config.tokens} {config.stored}"

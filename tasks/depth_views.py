@@ -39,7 +39,8 @@ class ReadDepth:
         low, high = depth.aminmax()
         if not (low >= 0 and high < float("inf")):
             raise HuvrError(f"{name}: depth of {low:g} to {high:g} m; expected finite numbers from 0 on, 0 where there is none")
-        if not ((depth > self.low) & (depth < self.high)).any():
+        # A hundredth of the greatest depth is nearer than anything: metres read as millimetres.
+        if not ((depth > max(self.low, self.high / 100)) & (depth < self.high)).any():
             expected = f"expected some between {self.low:g} and {self.high:g} m, {self.scale:g} being stored for a metre"
             raise HuvrError(f"{name}: depth of {low:g} to {high:g} m; {expected}")
         return depth

@@ -126,14 +126,14 @@ class Features(LightningDataModule):
         train, test = (cache.find(self.cache, key) for key in self._keys)
         if train is None or test is None:
             raise HuvrError(f"{self.cache}: the features written there a moment ago are gone")
-        classes = common_classes(*splits)
+        classes = common_classes(*(splits if self._task.learns else (splits[1], splits[1])))
         encoder.to(self.trainer.strategy.root_device)  # type: ignore[union-attr]
         self.train, self.test = (FeatureSplit(entry, classes, encoder) for entry in (train, test))
         if encoder.config.components:
             encoder.fit(without_patches(features) for features, _ in self.train.unprojected())
-        sources = zip(("train", "test"), splits, (self.train, self.test), strict=True)
+        sources, apart = zip(("train", "test"), splits, (self.train, self.test), strict=True), splits[0] is not splits[1]
         self._task.details |= {
-            "data": {name: f"{rows.source}, {len(split)} images" for name, rows, split in sources},
+            "data": {name: f"{rows.source}, {len(split)} images" for name, rows, split in sources if name == "test" or apart},
             "bytes_per_image": encoder.stored_bytes(encoder.look(torch.zeros(1, 3, self.crop, self.crop))),
             "bytes_of_cls": size_stored(encoder.dim, encoder.config.stored),
         }
@@ -155,9 +155,10 @@ class Features(LightningDataModule):
 
     @cached_property
     def _splits(self) -> tuple[Rows, Rows]:
-        """The images to learn from, and those to be measured on."""
+        """The images to learn from, and those to be measured on; these twice where there is nothing to learn."""
         names = (self.train_split, self.test_split)
-        return open_labelled(self.root, names, (self.train_images, self.test_images))
+        train, test = open_labelled(self.root, names, (self.train_images, self.test_images))
+        return (train if self._task.learns or self._task.encoder.config.components else test), test
 
     @cached_property
     def _keys(self) -> list[dict[str, Any]]:

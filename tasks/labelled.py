@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from textwrap import shorten
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import ClassLabel, IterableDataset
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -95,10 +96,18 @@ def fingerprint(rows: Rows) -> str:
     if rows.table.cache_files:  # packs, which datasets has read and knows by their content
         digest.update(rows.table._fingerprint.encode())
     else:
-        for cell, label in zip(rows.table["image"], rows.table["label"], strict=True):
-            status = os.stat(cell["path"])
-            digest.update(repr((cell["path"], label, status.st_size, status.st_mtime_ns)).encode())
+        digest.update(repr([*rows.table["label"]]).encode())
+    for path in named_files(rows):
+        status = os.stat(path)
+        digest.update(repr((path, status.st_size, status.st_mtime_ns)).encode())
     return digest.hexdigest()
+
+
+def named_files(rows: Rows) -> Iterator[str]:
+    """The files that the table of the rows only names, as a folder's does and a pack may."""
+    for cells in rows.table.data.column("image").chunks:  # not decoded: a pack of bytes is not read for this
+        content, paths = pc.struct_field(cells, "bytes"), pc.struct_field(cells, "path")
+        yield from paths.filter(pc.and_(content.is_null(), paths.is_valid())).to_pylist()
 
 
 class Looks(Dataset[tuple[Tensor, int] | str]):

@@ -65,7 +65,7 @@ class Linear(FrozenEncoderTask):
             raise HuvrError(f"steps {tuple(steps)}: expected whole epochs, and a factor above 0 and up to 1")
         self.rates, self.momentum, self.batch_norm, self.steps = tuple(rates), momentum, batch_norm, steps
         self.feature = Feature(self.encoder, blocks, avgpool)
-        self.register_buffer("best", torch.tensor(0))
+        self.register_buffer("best", torch.tensor(-1 if len(rates) > 1 else 0))  # -1: none chosen yet
 
     def setup(self, stage: str) -> None:
         data = self._data
@@ -92,7 +92,8 @@ class Linear(FrozenEncoderTask):
         optimizer = torch.optim.SGD(self.parameters(), max(self.rates) * batch / 256, self.momentum)
         if self.steps:
             return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, *self.steps)}
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(length))
+        # Of the length that training has now: a checkpoint of CosineAnnealingLR would bring back its own.
+        cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * min(1.0, step / length))) / 2)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
     def see(self, batch: Batch) -> Tensor:
@@ -126,6 +127,11 @@ class Linear(FrozenEncoderTask):
         self.details["heads"] = {f"{rate:g}": share for rate, share in zip(self.rates, shares, strict=True)}
 
     def on_test_epoch_start(self) -> None:
+        if self.best < 0:
+            raise HuvrError(
+                "no learning rate was chosen, since training ended before a validation: train an epoch, or set "
+                "trainer.val_check_interval"
+            )
         self._accuracy = Accuracy(len(self._data.classes), self.device)
         self._within = torch.zeros(len(self._data.tests), 2, dtype=torch.long, device=self.device)  # right, counted
 

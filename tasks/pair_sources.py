@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from huvr.data.reading import list_images
@@ -35,7 +35,7 @@ def open_pairs(root: str, target: str) -> dict[str, datasets.Dataset]:
         HuvrError: where there are no such data, naming the columns or the file without a partner.
     """
     path = Path(root).expanduser()
-    if path.is_dir() and not packs_in(path):
+    if path.is_dir() and (_images_in(path) or not packs_in(path)):  # a folder may hold the archive it came in
         return _folders(root, path, target)
     return {split: _columns(root, table, target) for split, table in open_tables(root, False, ALLOWED).items()}
 
@@ -49,6 +49,10 @@ def _columns(root: str, table: datasets.Dataset, target: str) -> datasets.Datase
             found = ", ".join(table.features)
             raise HuvrError(f"data root {root!r}: column {column!r} {problem} (it has {found}); data.target names the targets")
     return table.select_columns(["image", target]).rename_column(target, "target").cast(COLUMNS)
+
+
+def _images_in(path: Path) -> bool:
+    return any((path / name).is_dir() for split in FOLDERS for name in (f"{split}/images", f"images/{split}"))
 
 
 def _folders(root: str, path: Path, target: str) -> dict[str, datasets.Dataset]:
@@ -99,6 +103,12 @@ def content(cell: dict[str, Any] | None, name: str) -> tuple[bytes | str, str]:
     if cell and cell["path"]:
         return cell["path"], cell["path"]
     raise HuvrError(f"{name}: empty")
+
+
+def orientation(source: bytes | str) -> int:
+    """How the EXIF tag of an image file says that its pixels are to be turned, 1 to 8; 1 is not at all."""
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def decode_target(source: bytes | str, name: str) -> Tensor:

@@ -38,7 +38,7 @@ from huvr.errors import HuvrError
 
 from .base import FrozenEncoderTask
 from .labelled import chosen_splits
-from .pair_sources import content, decode_target, open_pairs
+from .pair_sources import content, decode_target, open_pairs, orientation
 
 FITTED = 1000  # training images that principal components are found on
 
@@ -67,6 +67,10 @@ class PairRows:
         source, name = content(row["image"], name)
         image = pil_to_tensor(read_image(source, name))
         target = decode_target(*content(row["target"], f"{name}, its target"))
+        if (turn := orientation(source)) != 1:
+            raise HuvrError(
+                f"{name}: to be turned by EXIF orientation {turn}, and its target perhaps not: turn the pixels of both"
+            )
         if image.shape[1:] != target.shape:
             sizes = ["x".join(map(str, size)) for size in (image.shape[1:], target.shape)]
             raise HuvrError(f"{name}: the image has {sizes[0]} pixels, its target {sizes[1]}; expected the same")

@@ -48,7 +48,7 @@ class Retrieval(FrozenEncoderTask):
         if index not in get_args(Index):
             raise HuvrError(f"index {index!r}: choose one of {', '.join(get_args(Index))}")
         super().__init__(encoder)
-        self.k, self.leave_one_out = k, leave_one_out
+        self.k, self.leave_one_out, self.learns = k, leave_one_out, not leave_one_out
         if index == "faiss" and find_spec("faiss") is None:
             warnings.warn("FAISS is not installed (pip install 'huvr[faiss]'): the search is done in torch", stacklevel=2)
             index = "exact"

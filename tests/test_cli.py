@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
@@ -54,6 +54,11 @@ class TinyModel(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+class Writer(Callback):
+    def on_predict_batch_end(self, *arguments: Any) -> None:
+        pass
 
 
 class BrokenData(torch.utils.data.Dataset):
@@ -215,7 +220,16 @@ def test_each_verb_keeps_its_own_config(folder: Path) -> None:
     assert saved("runs/tiny", "test")["model"]["init_args"]["lr"] == 0.7
     assert main(["fit", "--config", "tiny.yaml", "--model.lr", "0.5"]) == 0  # the same verb may
     assert saved("runs/tiny")["model"]["init_args"]["lr"] == 0.5
-    assert main(["predict", "--config", "tiny.yaml", "--ckpt_path", "auto"]) == 0
+    with pytest.warns(UserWarning, match="test without --ckpt_path: of TinyModel with the weights that it begins with"):
+        assert main(["test", "--config", "tiny.yaml"]) == 0
+
+
+def test_predictions_that_nobody_would_write_are_a_mistake(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "tiny.yaml"]) == 0
+    predict = ["predict", "--config", "tiny.yaml", "--ckpt_path", "auto"]
+    assert main(predict) == 2
+    assert "TinyModel predicts no pictures: trainer.callbacks needs one that writes it" in capsys.readouterr().err
+    assert main([*predict, "--trainer.callbacks+", f"{HERE}.Writer"]) == 0
 
 
 def test_saved_hyper_parameters_do_not_beat_the_config_or_the_command_line(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,3 +214,35 @@ def test_mistakes(encoder: str, photos: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("line", ["encode photos", "export", "convert photos"])
 def test_a_missing_option_is_named(photos: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
     assert error_of(capsys, *line.split()) == "the following arguments are required: out"
+
+
+def test_reconstruct_of_a_folder_leaves_out_what_it_drew_there(
+    encoder: str, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    for _ in range(2):
+        assert main(["reconstruct", ".", "--encoder", encoder]) == 0
+        assert "mean PSNR of 3: " in capsys.readouterr().out
+    assert main(["reconstruct", "out", "--encoder", encoder, "--out", "out"]) == 0  # unless they are meant
+    assert "mean PSNR of 3: " in capsys.readouterr().out
+
+
+def test_encode_names_a_file_whose_name_is_no_text(encoder: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "a.png").rename(os.fsdecode(b"photos/caf\xe9.png"))
+    error = error_of(capsys, "encode", "photos", "--encoder", encoder, "--out", "tokens.parquet")
+    assert error == "b'photos/caf\\xe9.png': a name that is not UTF-8, which no Parquet file can hold: rename it"
+    assert not Path("tokens.parquet").exists()
+
+
+def test_a_terminated_verb_leaves_nothing_half_written(encoder: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stopped(pieces: object, target: Path) -> int:
+        target.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal was not heard")
+
+    monkeypatch.setattr("huvr.commands.encode.write", stopped)
+    assert main(["encode", "photos", "--encoder", encoder, "--out", "tokens/all.parquet"]) == 143
+    assert not Path("tokens").exists()
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -169,3 +169,14 @@ def test_a_checkpoint_is_a_dictionary(tmp_path: Path) -> None:
 def test_missing_files(tmp_path: Path, read: Any) -> None:
     with pytest.raises(HuvrError, match=r"gone: not a readable [^\n]*No such file"):
         read(tmp_path / "gone")
+
+
+def test_what_a_killed_writer_left_is_no_part_of_the_next_folder(tmp_path: Path) -> None:
+    with whole(tmp_path / "pictures") as first:
+        first.mkdir()
+    (tmp_path / "pictures").rename(first)  # as it was before, and a container gives each process the same number
+    (first / "1.png").touch()
+    with whole(tmp_path / "pictures") as second:
+        second.mkdir()
+        (second / "2.png").touch()
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["2.png"]

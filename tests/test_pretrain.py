@@ -26,12 +26,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import to_dtype
 
+from huvr.commands.predictions import PictureWriter
 from huvr.errors import HuvrError
+from huvr.metrics import psnr
 from huvr.model import HUVR, HUVRConfig
 from huvr.optim import warmup_cosine
 from huvr.phase import draw_phase, moved
 from huvr.pretrain import LossWeights, Pretraining
-from huvr.teacher import TeacherConfig
+from huvr.teacher import TeacherConfig, Teachers
+from huvr.viz import to_uint8
 
 TINY = HUVRConfig(
     image_size=32, patch=8, width=48, depth=2, heads=3, tintok_dim=8, decoder_width=48, decoder_depth=2, decoder_heads=3,
@@ -212,6 +215,35 @@ def test_any_precision_size_and_kind_of_images(tmp_path: Path, precision: str, s
     assert all(p.dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32) for p in module.parameters())
 
 
+def test_numbers_are_logged_at_the_steps_that_the_logger_takes(tmp_path: Path) -> None:
+    module = Pretraining(TINY, pictures_every=0)
+    fit = trainer(tmp_path, max_steps=-1, max_epochs=2, accumulate_grad_batches=2, log_every_n_steps=3)
+    fit.fit(module, loader(28, 2))  # 7 steps an epoch
+    for name in ("train/loss", "train/psnr", "train/pixel", "lr", "grad_norm/patch"):
+        assert [event.step for event in logged(tmp_path).Scalars(name)][-1] == 11, name
+        assert {event.step for event in logged(tmp_path).Scalars(name)} == {2, 5, 8, 11}, name
+
+
+def test_start_is_what_is_measured_without_a_checkpoint_and_a_checkpoint_beats_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start, images = HUVR(TINY), loader(3, 3)
+    start.save(tmp_path / "start")
+    module = Pretraining(TINY, start=str(tmp_path / "start"), pictures_every=0)
+    (values,) = trainer(tmp_path).validate(module, images, verbose=False)
+    with torch.no_grad():
+        truth = next(iter(images))["image"] / 255
+        expected = psnr(start.eval().reconstruct(truth), truth).mean().item()
+    assert values["val/psnr"] == pytest.approx(expected, rel=1e-5)
+
+    fit = trainer(tmp_path, max_steps=2)
+    fit.fit(trained := Pretraining(TINY, pictures_every=0, lr=5.0), loader())
+    fit.save_checkpoint(tmp_path / "trained.ckpt")
+    (tmp_path / "start").rename(tmp_path / "gone")
+    module = Pretraining(TINY, start=str(tmp_path / "start"), pictures_every=0)
+    trainer(tmp_path).validate(module, images, ckpt_path=tmp_path / "trained.ckpt", weights_only=True, verbose=False)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), trained.parameters(), strict=True))
+
+
 def test_pictures_are_logged_of_the_validation_images(tmp_path: Path) -> None:
     module = Pretraining(TINY, pictures_every=2)
     trainer(tmp_path, max_steps=4, val_check_interval=1.0).fit(module, loader(), loader(3, 3))
@@ -367,6 +399,29 @@ def test_the_compiled_layers_are_graphs_without_breaks_that_compute_the_same(
     # Layers of the encoder, layers of the decoder, the INR: a graph each for the first size, one for all others, and one of the
     # INR for all other phases: each of the four steps has its own.
     assert 6 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 7
+
+
+def test_compiled_teachers_say_the_same(teachers: list[TeacherConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, fullgraph=True, backend="eager"))
+    plain, compiled, images = Teachers(teachers), Teachers(teachers), torch.rand(2, 3, 32, 32)
+    compiled.compile()
+    for one, other in zip(plain(images, (4, 4)), compiled(images, (4, 4)), strict=True):
+        torch.testing.assert_close(one.sequence, other.sequence)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+
+
+def test_what_is_predicted_becomes_pictures_numbered_as_in_the_split(tmp_path: Path) -> None:
+    module, images = Pretraining(TINY), loader(5, 3)
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "000007.png").touch()  # of an earlier call
+    trainer(tmp_path, default_root_dir=tmp_path, callbacks=[PictureWriter()]).predict(module, images, return_predictions=False)
+    drawn = torch.cat([module.net.reconstruct(batch["image"] / 255) for batch in images])
+    files = sorted((tmp_path / "predictions").iterdir())
+    assert [file.name for file in files] == [f"00000{number}.png" for number in range(5)]
+    for file, picture in zip(files, to_uint8(drawn), strict=True):
+        assert (torchvision.io.decode_image(str(file)).int() - picture.int()).abs().max() <= 1  # halves may fall either way
 
 
 def test_the_students_whole_pass_is_one_graph() -> None:

@@ -109,3 +109,18 @@ def test_only_html(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(tmp_path / "a")
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "report.pdf")]) == 2
     assert "expected a file that ends in .html" in capsys.readouterr().err
+
+
+def test_encoders_and_protocols_that_differ_are_told_apart(tmp_path: Path) -> None:
+    for name, crop in (("one", 224), ("two", 512)):
+        config = {
+            "model": {"init_args": {"encoder": {"source": "x", "stored": "fp16"}, "lr": 0.1}},
+            "data": {"init_args": {"crop": crop, "workers": crop}}, "trainer": {"max_steps": 9},
+        }  # fmt: skip
+        record(tmp_path / name, encoder=f"runs/{name}/checkpoints/last.ckpt", config=config)
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
+    table = (tmp_path / "r.md").read_text()
+    assert "| seconds | options |" in table
+    for name, crop in (("one", 224), ("two", 512)):
+        assert f"| {name}/checkpoints/last.ckpt | tintok |" in table
+        assert f"| 12 | crop {crop} |" in table

@@ -8,6 +8,7 @@ To have them back::
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -59,12 +60,19 @@ def encode(
     if out.is_dir():
         raise HuvrError(f"cannot write {out}: it is a folder, expected the name of a file")
     paths = list_images(folder)
+    if strange := next((path for path in paths if not encodable(path.as_posix())), None):
+        raise HuvrError(f"{os.fsencode(strange)!r}: a name that is not UTF-8, which no Parquet file can hold: rename it")
     model = load(encoder, "cuda" if torch.cuda.is_available() else "cpu")
     images = ((path.relative_to(folder).as_posix(), image) for path, image in opened(paths, size))
     pieces = (table(model, names, batch, tokens) for names, batch in batches(images, batch_size))
     with whole(out) as temporary:
         count = write((piece.replace_schema_metadata({"encoder": encoder}) for piece in pieces), temporary)
     print(f"tokens of {count} images in {out}")
+
+
+def encodable(name: str) -> bool:
+    """Whether a name is text; Python passes on the bytes of others as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def batches(images: Iterable[tuple[str, Tensor]], size: int) -> Iterator[tuple[list[str], Tensor]]:

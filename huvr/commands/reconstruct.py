@@ -74,9 +74,15 @@ def pictures(photos: list[Path], out: Path) -> dict[Path, Path]:
     for given in photos:
         if not given.exists():
             raise HuvrError(f"{given}: no such file or folder")
-        for path in list_images(given) if given.is_dir() else [given]:
+        for path in photos_in(given, out) if given.is_dir() else [given]:
             name = out / (path.relative_to(given) if given.is_dir() else Path(path.name)).with_suffix("")
             names = itertools.chain([name], (name.with_name(f"{name.name}-{number}") for number in itertools.count(2)))
             targets[path] = next(free for free in names if free not in taken)
             taken.add(targets[path])
     return targets
+
+
+def photos_in(folder: Path, out: Path) -> list[Path]:
+    """The images below a folder, but for what an earlier call drew into ``out`` inside of it."""
+    drawn = out.absolute() if folder.absolute() in out.absolute().parents else None
+    return [path for path in list_images(folder) if drawn not in path.absolute().parents]

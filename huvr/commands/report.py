@@ -41,7 +41,8 @@ def report(folders: list[Path], *, out: Path) -> None:
 
 def cells(section: Section) -> tuple[list[str], list[tuple[list[str], bool]]]:
     """Head and lines of a table as text; a line is marked where its headline is the best."""
-    head = ["encoder", "tokens", "stored", "bytes / image", *section.metrics, "seconds"]
+    other = ["options"] if any(row.options for row in section.rows) else []
+    head = ["encoder", "tokens", "stored", "bytes / image", *section.metrics, "seconds", *other]
     best = section.best()
     largest = {name: max(abs(row.metrics.get(name, 0)) for row in section.rows) for name in section.metrics}
     digits = {name: 2 if largest[name] >= 10 else 4 for name in section.metrics}
@@ -49,7 +50,7 @@ def cells(section: Section) -> tuple[list[str], list[tuple[list[str], bool]]]:
     for row in section.rows:
         size = "" if row.bytes_per_image is None else f"{row.bytes_per_image:,.0f}"
         values = [number(row.metrics.get(name), digits[name]) for name in section.metrics]
-        line = [row.encoder, row.tokens, row.stored, size, *values, number(row.seconds, 0)]
+        line = [row.encoder, row.tokens, row.stored, size, *values, number(row.seconds, 0), *([row.told] if other else [])]
         lines.append((line, row.metrics.get(row.headline) == best))
     return head, lines
 

@@ -15,7 +15,8 @@ Every value can be given on the command line too, without ``init_args``: ``--mod
 All that a run writes lies in one folder, ``runs/NAME`` for ``--config NAME.yaml`` (the first of several) or
 wherever ``run:`` in the config or ``--run`` says: ``config_VERB.yaml`` as it was run, TensorBoard's events, and
 ``checkpoints/last.ckpt``, of each epoch and of the end. A config that wants further checkpoints lists a ModelCheckpoint
-of its own under ``trainer.callbacks``, without ``dirpath``. Steps of ``fit`` without a finite loss are skipped; a
+of its own under ``trainer.callbacks``, without ``dirpath``. ``predict`` writes pictures into ``predictions``, unless
+a callback under ``trainer.callbacks`` writes what the module predicts. Steps of ``fit`` without a finite loss are skipped; a
 ``huvr.safety.SkipNonFinite`` under ``trainer.callbacks`` says how many in a row are too many.
 """
 
@@ -32,15 +33,17 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from huvr.commands.arguments import ConfigByName, find_config, parse, read_yaml
 from huvr.commands.calm import calm
+from huvr.commands.predictions import PictureWriter
 from huvr.errors import HuvrError
 from huvr.files import read_torch
 from huvr.safety import LastCheckpoint, SkipNonFinite, WholeCheckpoints
@@ -67,6 +70,8 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     options = cli.config
     checkpoint = find_checkpoint(options.ckpt_path, Path(options.run), training=verb == "fit")
     rank_zero_info(f"run folder: {options.run}")
+    if verb != "fit" and checkpoint is None and not getattr(cli.model, "start", None):
+        rank_zero_warn(f"{verb} without --ckpt_path: of {type(cli.model).__name__} with the weights that it begins with")
     method = getattr(cli.trainer, verb)
     extra = {"return_predictions": False} if verb == "predict" else {}
     with plain_endings(cli.trainer, checkpoint):
@@ -257,6 +262,8 @@ class TrainingCLI(LightningCLI):
             raise HuvrError(f"trainer.accumulate_grad_batches {batches}: expected 1 or more")
         if self.verb == "fit" and not any(isinstance(each, SkipNonFinite) for each in listed):
             callbacks = [*callbacks, SkipNonFinite()]
+        if self.verb == "predict" and not any(is_overridden("on_predict_batch_end", each, Callback) for each in listed):
+            callbacks = [*callbacks, PictureWriter()]
         plugins = config["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(each, CheckpointIO) for each in plugins):

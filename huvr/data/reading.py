@@ -40,8 +40,8 @@ def images_below(folder: Path) -> Iterator[Path]:
 def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
     """A path or the bytes of a file to an upright RGB picture.
 
-    The EXIF rotation is applied, 16-bit grey is scaled to 8 bits, transparency is laid over white, and
-    of an animation the first frame is taken.
+    The EXIF rotation is applied, grey of 16 bits (0 to 65535) or in floating point (0 to 1) is scaled to 8 bits,
+    transparency is laid over white, and of an animation the first frame is taken.
 
     Args:
         source: a path, or the content of an image file.
@@ -62,8 +62,11 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):  # grey of more than 8 bits, which Pillow's own conversion would clip at 255
+        numbers, most = np.asarray(image), 1 if image.mode == "F" else 65535
+        if not (numbers.min() >= 0 and numbers.max() <= most):  # nor NaN
+            raise ValueError(f"grey from {numbers.min():g} to {numbers.max():g}: expected 0 to {most}")
+        image = Image.fromarray((numbers * 255.0 / most).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

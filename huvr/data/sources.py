@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
+import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset
 from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -126,9 +127,19 @@ def _load(root: str, streaming: bool, suffix: str, files: list[Path]) -> dict[st
         named = (re.match(rf"({'|'.join(SPLITS)})(?![a-z])", part) for part in parts)
         splits[next((match[1] for match in named if match), "train")].append(str(file))
     try:
-        return dict(load_dataset(BUILDERS[suffix], data_files=dict(splits), streaming=streaming))
+        names = {split: _class_names(files[0]) for split, files in splits.items()} if suffix == ".parquet" else {}
+        tables = dict(load_dataset(BUILDERS[suffix], data_files=dict(splits), streaming=streaming))
     except Exception as error:  # a broken file surfaces as any of pyarrow's and datasets' errors
         raise HuvrError(f"data root {root!r}: not readable as {suffix[1:].capitalize()} ({_reason(error)})") from error
+    if len({*names.values()} - {None}) > 1:  # datasets would read all splits by the names of one
+        raise HuvrError(f"data root {root!r}: the splits {', '.join(names)} number their classes differently; write them alike")
+    return tables
+
+
+def _class_names(file: str) -> tuple[str, ...] | None:
+    """Names of the classes by label, where a Parquet file says them."""
+    label = Features.from_arrow_schema(pq.read_schema(file)).get("label")
+    return tuple(label.names) if isinstance(label, ClassLabel) else None
 
 
 def _hub(root: str, streaming: bool, allowed: str) -> dict[str, Table]:

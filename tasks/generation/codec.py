@@ -34,6 +34,8 @@ class TinToks(FrozenEncoder):
         HuvrError: for a source that cannot be loaded.
     """
 
+    tokens = "tintok"
+
     def __init__(self, source: str) -> None:
         super().__init__(EncoderConfig(source, "tintok"))
         self.source, self.patch = source, self._huvr.patch
@@ -57,6 +59,8 @@ class PatchComponents:
     Raises:
         HuvrError: for another file.
     """
+
+    tokens = "pca"
 
     def __init__(self, source: str) -> None:
         path = Path(source.removeprefix(PCA_PREFIX))

@@ -47,10 +47,12 @@ class Generator:
         objective: the one it learned by.
         space: the latents it learned.
         codec: what they come from, for drawing.
+        unconditional: whether it learned to do without labels too.
     """
 
-    def __init__(self, network: DiT, objective: Objective, space: LatentSpace, codec: Codec) -> None:
+    def __init__(self, network: DiT, objective: Objective, space: LatentSpace, codec: Codec, unconditional: bool = True) -> None:
         self.network, self.objective, self.space, self.codec = network, objective, space, codec
+        self.unconditional = unconditional
 
     def to(self, device: torch.device | str) -> Generator:
         self.network.to(device)
@@ -74,11 +76,15 @@ class Generator:
             bar: told of every image at every step.
 
         Raises:
-            HuvrError: for guidance without classes, and a sampler that does not fit.
+            HuvrError: for guidance without classes or by a network that knows no picture without one, and a sampler that
+                does not fit.
         """
         classes = len(self.space.classes)
         if sampling.guidance != 1 and (classes == 0 or labels is None):
-            raise HuvrError(f"guidance {sampling.guidance}: there are no classes to guide to; leave it at 1")
+            there = f"none of the {classes} is given" if classes else "this generator knows none: leave it at 1"
+            raise HuvrError(f"guidance {sampling.guidance}: it needs classes to guide to, and {there}")
+        if classes and not self.unconditional and (labels is None or sampling.guidance != 1):
+            raise HuvrError("trained with label_dropout 0, the generator draws pictures of classes only, without guidance")
         known = torch.tensor([classes] * len(numbers) if labels is None else list(labels), device=self.device)
         predict = guided(self.network, known if classes else None, classes, sampling)
         draw = Noise(seed, numbers, self.space.shape, self.device)
@@ -121,7 +127,8 @@ class Generator:
             raise HuvrError(f"classes {classes}: this generator knows none; leave them out")
         found = []
         for each in (part.strip() for part in classes.split(",")):
-            label = int(each) if each.isdecimal() else names.index(each) if each in names else len(names)
+            # Names first: those of a folder of numbered classes are no labels, since "10" comes before "2" there.
+            label = names.index(each) if each in names else int(each) if each.isdecimal() else len(names)
             if label >= len(names):
                 some = ", ".join(itertools.islice(names, 10)) + (", …" if len(names) > 10 else "")
                 raise HuvrError(f"class {each!r}: there are 0 to {len(names) - 1}, or by name {some}")
@@ -129,9 +136,10 @@ class Generator:
         return found
 
 
-def describe(space: LatentSpace, config: DiTConfig, objective: ObjectiveName) -> dict[str, Any]:
+def describe(space: LatentSpace, config: DiTConfig, objective: ObjectiveName, unconditional: bool) -> dict[str, Any]:
     """What a checkpoint says of its generator, in plain values."""
-    return {KEY: {"version": VERSION, "space": space.plain(), "net": asdict(config), "objective": objective}}
+    told = {"version": VERSION, "space": space.plain(), "net": asdict(config), "objective": objective}
+    return {KEY: told | {"unconditional": unconditional}}
 
 
 def load_generator(source: str | Path, encoder: str | None = None, device: str = "cpu") -> Generator:
@@ -152,6 +160,7 @@ def load_generator(source: str | Path, encoder: str | None = None, device: str =
         if told["version"] != VERSION:
             raise HuvrError(f"{path}: version {told['version']!r} of a generator; this huvr reads version {VERSION}")
         space, config, name = LatentSpace.from_plain(told["space"]), DiTConfig(**told["net"]), told["objective"]
+        unconditional = told.get("unconditional", True)
         weights = {key.removeprefix("net."): value for key, value in content["state_dict"].items() if key.startswith("net.")}
     except (KeyError, TypeError, AttributeError):
         raise HuvrError(f"{path}: not the checkpoint of a generator (huvr fit --config generate/…)") from None
@@ -163,7 +172,7 @@ def load_generator(source: str | Path, encoder: str | None = None, device: str =
         raise HuvrError(f"{path}: damaged: {' '.join(str(error).split())}") from None
     codec = open_codec(encoder or space.encoder)
     space.check(codec.fingerprint, codec.source)
-    return Generator(network.eval().requires_grad_(False), objective, space, codec).to(device)
+    return Generator(network.eval().requires_grad_(False), objective, space, codec, unconditional).to(device)
 
 
 def find_file(source: Path) -> Path:

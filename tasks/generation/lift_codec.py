@@ -24,6 +24,7 @@ class LIFTLatents(FrozenEncoder):
     """
 
     network: LIFTImages
+    tokens = "lift"
 
     def __init__(self, source: str) -> None:
         super().__init__(EncoderConfig(source.removeprefix(LIFT_PREFIX)))

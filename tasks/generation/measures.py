@@ -25,8 +25,8 @@ from .. import cache
 from ..frechet import INCEPTION, FrechetConfig, FrechetNetwork, Given, TimmFeatures
 
 NEIGHBOURS = 3  # that span a manifold
-MANIFOLD = 10_000  # pictures of each side that span one, as in ADM's evaluator
-SPLITS = 10  # of the Inception score
+MANIFOLD = 10_000  # pictures of each side that span one; ADM's evaluator takes all, which raises the recall
+SPLITS = 10  # of the Inception score, at random; ADM's evaluator splits by 5000 pictures in their order
 BATCH = 1024  # rows of a matrix of distances
 PIECE = 8192  # real features in memory at once
 

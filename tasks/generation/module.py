@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, cast
 
@@ -39,7 +40,7 @@ class Generation(LightningModule):
         dit: shape of the transformer.
         objective: "flow" matching, or "diffusion" as in DiT.
         global_token: generate the global TinTok too; where not, the mean of all images' stands for it.
-        label_dropout: share of the labels left out, without which there is no guidance.
+        label_dropout: share of the labels left out; with 0 there is no guidance, and no picture without a class.
         optimizer: "adamw", or "muon", see ``huvr.optim.make_optimizer``.
         lr: learning rate.
         warmup: share of the steps in which it rises from 0.
@@ -171,7 +172,7 @@ class Generation(LightningModule):
         classes = len(self.space.classes)
         labels = [number % classes for number in range(PICTURED)] if classes else None
         generator = Generator(self.averaged(), self.objective, self.space, self.data.encoder).to(self.device)
-        sampling = self.sampling if classes else Sampling()
+        sampling = self.sampling if classes and self.label_dropout else Sampling()
         latents = generator.sample(range(PICTURED), labels, sampling)
         logger.experiment.add_image("samples", make_grid(to_uint8(generator.draw(latents)), nrow=4), self.global_step)
 
@@ -183,17 +184,20 @@ class Generation(LightningModule):
         return self.net
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= describe(self.space, self.config, self.objective_name)
+        checkpoint |= describe(self.space, self.config, self.objective_name, self.label_dropout > 0)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Training does not go on with the latents of another encoder, or otherwise normalised ones."""
-        told, now = checkpoint.get(KEY), describe(self.space, self.config, self.objective_name)[KEY]
+        told, now = checkpoint.get(KEY), self.space
         if not isinstance(told, dict):
             raise HuvrError("ckpt_path: not the checkpoint of a generator")
-        LatentSpace.from_plain(told["space"]).check(self.space.fingerprint, self.space.encoder)
-        told, now = (each | {"space": each["space"] | {"encoder": None}} for each in (told, now))  # which may have been moved
-        if told != now:
+        space = LatentSpace.from_plain(told["space"])
+        space.check(now.fingerprint, now.encoder)
+        fits = (told["net"], told["objective"]) == (asdict(self.config), self.objective_name)
+        alike = all(getattr(space, name) == getattr(now, name) for name in ("grid", "classes", "global_token"))
+        if not (fits and alike and space.statistics.near(now.statistics)):
             raise HuvrError("ckpt_path: this generator has another shape or objective, or learned other latents")
+        self.data.space = replace(now, statistics=space.statistics)  # those it began with, to the last bit
 
 
 def trapezoid(step: int, steps: int, warmup: float, decay: float, floor: float) -> float:

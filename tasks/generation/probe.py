@@ -22,7 +22,6 @@ from ..cache import Entry
 from ..frechet import FrechetConfig
 from ..knn import neighbours
 from ..labelled import fingerprint
-from .codec import TinToks
 from .generator import Precision, load_generator
 from .measures import Eye, Reference, Scores, Seen, pieces_of, real_entry, real_key, spread
 from .real import RealPictures, labels_of
@@ -156,7 +155,7 @@ class Generated(LightningModule):
         data, space = self.data, self.generator.space
         self.details |= {
             "encoder": space.encoder,
-            "tokens": "tintok" if isinstance(self.generator.codec, TinToks) else "pca",
+            "tokens": self.generator.codec.tokens,
             "data": {"train": f"{data.train.source}, {len(self.entry.labels)} images"}
             | ({"test": f"{data.test.source}, {self.scores[UNSEEN].seen} images"} if self.beside else {}),
             "samples": self.count,

@@ -45,6 +45,14 @@ class Statistics:
         (cls_mean, cls_std), (patch_mean, patch_std) = (mean_and_deviation(each) for each in moments)
         return cls(cls_mean, cls_std, patch_mean, patch_std, moments[0].count)
 
+    def near(self, other: Statistics) -> bool:
+        """Whether they are of the same images and TinToks, but for what one machine rounds otherwise than another."""
+        if self.count != other.count or len(self.patch_mean) != len(other.patch_mean):
+            return False
+        scales = {"cls": self.cls_std, "patch": self.patch_std}
+        names = [(f"{kind}_{what}", scale) for kind, scale in scales.items() for what in ("mean", "std")]
+        return all(bool(((getattr(self, n) - getattr(other, n)).abs() < scale / 100).all()) for n, scale in names)
+
     def plain(self) -> dict[str, Any]:
         """For a file: lists and a number."""
         return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}

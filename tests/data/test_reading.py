@@ -59,6 +59,7 @@ def test_a_missing_folder_and_one_without_images_are_errors(tmp_path: Path) -> N
         (saved(row("1", 0, 255)), [[0] * 3, [255] * 3]),
         # 65535 is white, which makes 257 of the 16-bit steps one of the 8-bit ones.
         (saved(Image.fromarray(np.array([[0, 257, 25700, 65535]], np.uint16))), [[0] * 3, [1] * 3, [100] * 3, [255] * 3]),
+        (saved(Image.fromarray(np.array([[0, 0.2, 1]], np.float32)), format="tiff"), [[0] * 3, [51] * 3, [255] * 3]),
         # over white: alpha · colour + (1 − alpha) · 255
         (saved(row("RGBA", (9, 9, 9, 0), (9, 8, 7, 255), (0, 100, 255, 51))), [[255] * 3, [9, 8, 7], [204, 224, 255]]),
         (saved(row("LA", (0, 0), (50, 255))), [[255] * 3, [50] * 3]),
@@ -69,7 +70,7 @@ def test_a_missing_folder_and_one_without_images_are_errors(tmp_path: Path) -> N
             [[0, 255, 255], [255, 0, 255], [0, 0, 0], [255, 255, 255]],
         ),
     ],
-    ids=["RGB", "grey", "1 bit", "16 bit", "RGBA", "LA", "grey with transparency", "palette", "CMYK"],
+    ids=["RGB", "grey", "1 bit", "16 bit", "float", "RGBA", "LA", "grey with transparency", "palette", "CMYK"],
 )
 def test_every_mode_becomes_rgb(content: bytes, expected: list[list[int]]) -> None:
     assert pixels(content) == [expected]
@@ -115,3 +116,12 @@ def test_unreadable_files_are_errors_that_name_them(tmp_path: Path) -> None:
         read_image(tmp_path / "gone.png")
     with pytest.raises(HuvrError, match=r"^row 3: not a readable image"):
         read_image(b"", "row 3")
+
+
+@pytest.mark.parametrize(
+    "numbers", [np.array([[0, 255]], np.float32), np.array([[0, np.nan]], np.float32), np.array([[-1, 2**20]])]
+)
+def test_grey_of_an_unknown_range_is_an_error(numbers: np.ndarray) -> None:
+    content = saved(Image.fromarray(numbers if numbers.dtype == np.float32 else numbers.astype(np.int32)), format="tiff")
+    with pytest.raises(HuvrError, match=r"not a readable image \(grey from .* to .*: expected 0 to (1|65535)\)"):
+        read_image(content)

@@ -156,3 +156,12 @@ def test_a_hub_that_does_not_answer_is_an_error_of_one_line(monkeypatch: pytest.
         HuvrError, match=r"^data root 'imagenett': no such file or folder, and not to be had .*no route to host\)"
     ):
         open_splits("imagenett")
+
+
+def test_packs_that_number_their_classes_differently_are_refused(tmp_path: Path) -> None:
+    for split, names in {"train": ["cat", "dog"], "val": ["dog", "cat"]}.items():
+        features = Features({"image": Image(), "label": ClassLabel(names=names)})
+        rows = {"image": [{"bytes": flat_bytes(0), "path": None}], "label": [0]}
+        Dataset.from_dict(rows, features).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(HuvrError, match="the splits train, val number their classes differently; write them alike"):
+        open_splits(str(tmp_path))

@@ -344,6 +344,12 @@ def test_stored_numbers_become_metres_or_an_error() -> None:
     for wrong in (float("nan"), float("inf"), -3.0):
         with pytest.raises(HuvrError, match=r"a\.png: depth of .* expected finite numbers from 0 on, 0 where there is none"):
             read(torch.tensor([[1000.0, wrong]]), "a.png")
+    metres = torch.tensor([[0.7, 9.7]])
+    with pytest.raises(
+        HuvrError, match=r"a\.tif: depth of 0.0007 to 0.0097 m; expected some between .* 1000 being stored for a metre"
+    ):
+        read(metres, "a.tif")
+    assert torch.equal(ReadDepth(1.0, 0.001, 10.0)(metres, "a.tif"), metres)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from huvr.errors import HuvrError
 from huvr.tasks.base import EncoderConfig, FrozenEncoder
 from huvr.tasks.features import Features
 from huvr.tasks.knn import KNN
+from huvr.tasks.retrieval import Retrieval
 
 
 @pytest.fixture(autouse=True)
@@ -184,3 +185,34 @@ def test_classes_without_images_to_be_measured_on_are_told_of(quiet: Any, encode
     with pytest.warns(UserWarning, match=r"pictures \(val\): no images of 1 of the 3 classes that pictures \(train\) has"):
         data, _ = opened(quiet, encoder)
     assert (data.train.classes, len(data.test)) == (["blue", "green", "red"], 4)
+
+
+def test_pictures_that_a_pack_only_names_are_looked_at_again_when_they_change(
+    quiet: Any, encoder: str, pictures: Path, looks: list[int]
+) -> None:
+    Path("pack").mkdir()
+    for split in ("train", "val"):
+        paths = sorted(map(str, Path("pictures", split).rglob("*.png")))
+        table = datasets.Dataset.from_dict({"image": paths, "label": [number % 3 for number in range(len(paths))]})
+        table.to_parquet(f"pack/{split}.parquet")
+    opened(quiet, encoder, root="pack")
+    looks.clear()
+    opened(quiet, encoder, root="pack")
+    assert sum(looks) - 1 == 0
+    os.utime("pictures/val/red/1.png", ns=(0, 0))
+    opened(quiet, encoder, root="pack")
+    assert sum(looks) - 2 == 6
+
+
+def test_a_task_that_learns_nothing_asks_for_no_training_split(
+    quiet: Any, encoder: str, pictures: Path, looks: list[int]
+) -> None:
+    for name in ("red", "green"):
+        Path("pictures/val", name).rename(Path("pictures/val", f"new{name}"))  # classes that training never saw, as in SOP
+    task = Retrieval(EncoderConfig(encoder), k=(1,), leave_one_out=True)
+    (metrics,) = quiet().test(task, Features("pictures", resize=34, crop=32, workers=0), verbose=False)
+    assert metrics["recall@1"] == 100
+    assert task.details["data"] == {"test": "pictures (val), 6 images"}
+    assert sum(looks) - 1 == 6
+    with pytest.raises(HuvrError, match=r"classes that pictures \(train\) lacks: newgreen, newred"):
+        opened(quiet, encoder)

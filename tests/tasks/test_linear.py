@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -295,3 +296,32 @@ def make_others(pictures: Path) -> None:
                 folder = Path(root, split, name)
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "0.png").write_bytes((pictures / split / name / "0.png").read_bytes())
+
+
+def test_a_longer_training_that_goes_on_has_its_own_cosine(encoder: str, pictures: Path) -> None:
+    probe = ["probe", "--task", "imagenet", "--encoder", encoder, *COMMAND, "--model.rates", "[0.1]"]
+    assert main([*probe, "--trainer.max_epochs", "1"]) == 0
+    assert main([*probe, "--trainer.max_epochs", "2", "--ckpt_path", "auto"]) == 0
+    content = torch.load("there/checkpoints/last.ckpt", weights_only=True)
+    assert content["global_step"] == 6
+    assert content["optimizer_states"][0]["param_groups"][0]["lr"] == 0
+
+
+def test_without_a_validation_no_rate_is_chosen(encoder: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "--task", "imagenet", "--encoder", encoder, *COMMAND, "--trainer.max_steps", "2"]) == 2
+    assert "no learning rate was chosen, since training ended before a validation" in capsys.readouterr().err
+    assert not Path("there/record.json").exists()
+
+
+def test_a_head_is_not_tested_on_the_tokens_of_another_encoder(
+    encoder: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(encoder, "net")
+    probe = ["probe", "--task", "imagenet", "--encoder", "net", *COMMAND, "--model.rates", "[0.1]", "--trainer.max_epochs", "1"]
+    assert main(probe) == 0
+    model = load("net")
+    with torch.no_grad():
+        model.encoder.vit.norm.bias += 1
+    model.save("net")
+    assert main([*probe, "--ckpt_path", "auto"]) == 2
+    assert "ckpt_path: trained on other tokens than net gives now" in capsys.readouterr().err

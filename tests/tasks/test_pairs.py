@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -337,3 +337,18 @@ def test_sources_that_cannot_be_used_are_refused(folder: str) -> None:
     Path("pairs/train/depth/3.png").write_bytes(b"")
     Path("pairs/train/depth/3.tif").write_bytes(b"")
     assert refusal(opened).startswith("pairs/train/depth/3.png: another file has the same name but for the suffix")
+
+
+def test_an_image_that_exif_turns_is_refused(folder: str) -> None:
+    tag = Image.Exif()
+    tag[ExifTags.Base.Orientation] = 3
+    Image.fromarray(pair(6)[0]).save("pairs/val/images/6.png", exif=tag)
+    problem = "pairs/val/images/6.png: to be turned by EXIF orientation 3, its target perhaps not: turn the pixels of both"
+    assert refusal(opened().test_dataloader()) == problem
+
+
+def test_the_archive_that_a_folder_came_in_is_passed_over(folder: str) -> None:
+    Path("pairs/all.tar").write_bytes(b"")
+    Path("pairs/notes.parquet").write_bytes(b"")
+    assert {side: len(rows) for side, rows in opened().rows.items()} == {side: len(rows) for side, rows in opened().rows.items()}
+    assert names(opened().test_dataloader())

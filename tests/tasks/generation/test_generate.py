@@ -95,7 +95,7 @@ def test_seed_and_class_matter(generate: Any, generator: str) -> None:
     [
         (["--classes", "3"], "class '3': there are 0 to 2, or by name blue, green, red"),
         (["--classes", "pink"], "class 'pink': there are 0 to 2"),
-        (["--guidance", "2"], "guidance 2.0: there are no classes to guide to"),
+        (["--guidance", "2"], "guidance 2.0: it needs classes to guide to, and none of the 3 is given"),
         (["--sampler", "ddpm"], "sampler ddpm: this generator learned by flow: choose euler or heun"),
         (["--sampler", "magic"], "sampler"),
         (["--per_class", "0"], "per_class 0: expected 1 or more"),
@@ -136,7 +136,10 @@ def test_classes_of_a_generator_that_knows_none(
 ) -> None:
     kept = ModelCheckpoint("plain/checkpoints", "last", monitor=None)
     learn(next((pictures / "train").iterdir()), enable_checkpointing=True, callbacks=[kept])
-    for options, message in ((["--classes", "0"], "this generator knows none"), (["--guidance", "2"], "there are no classes")):
+    for options, message in (
+        (["--classes", "0"], "this generator knows none"),
+        (["--guidance", "2"], "knows none: leave it at 1"),
+    ):
         assert generate("--generator", "plain", "--out", "grid.png", *options) == 2
         assert message in capsys.readouterr().err
     assert generate("--generator", "plain", "--per_class", "2", "--out", "grid.png") == 0

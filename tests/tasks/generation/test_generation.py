@@ -175,7 +175,7 @@ def test_a_generator_needs_latents_and_latents_a_generator(quiet: Any, learn: Le
 def test_guidance_without_classes(learn: Learn, pictures: Path) -> None:
     learn(pictures, 2, **saving("run"))
     generator = load_generator("run/step=2.ckpt")
-    with pytest.raises(HuvrError, match=r"guidance 2.0: there are no classes"):
+    with pytest.raises(HuvrError, match=r"guidance 2.0: it needs classes"):
         generator.sample([0], None, Sampling(guidance=2.0))
 
 
@@ -190,3 +190,38 @@ def test_guidance_without_classes(learn: Learn, pictures: Path) -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(HuvrError, match=message):
         Generation("net", **options)
+
+
+def test_training_goes_on_with_the_statistics_it_began_with(learn: Learn, pictures: Path) -> None:
+    learn(pictures, 2, **saving("run"))
+    content = torch.load("run/step=2.ckpt", weights_only=True)
+    told = content["huvr_generator"]["space"]["statistics"]
+    for share, fits in ((1e-4, True), (0.1, False)):  # what other hardware rounds otherwise, and what it does not
+        off = [mean + share * std for mean, std in zip(told["patch_mean"], told["patch_std"], strict=True)]
+        space = content["huvr_generator"]["space"] | {"statistics": told | {"patch_mean": off}}
+        torch.save(content | {"huvr_generator": content["huvr_generator"] | {"space": space}}, "moved.ckpt")
+        if fits:
+            module, _ = learn(pictures, 4, ckpt_path="moved.ckpt", **saving("resumed"))
+            assert module.space.statistics.patch_mean.tolist() == torch.tensor(off).tolist()
+        else:
+            with pytest.raises(HuvrError, match="learned other latents"):
+                learn(pictures, 4, ckpt_path="moved.ckpt", **saving("resumed"))
+
+
+def test_without_left_out_labels_there_is_no_picture_without_one(learn: Learn, pictures: Path) -> None:
+    learn(pictures, 2, model={"label_dropout": 0.0}, **saving("run"))
+    generator = load_generator("run/step=2.ckpt")
+    assert generator.sample([0], [1], Sampling(steps=2)).shape[0] == 1
+    for labels, guidance in ((None, 1.0), ([1], 2.0)):
+        with pytest.raises(HuvrError, match="trained with label_dropout 0, the generator draws pictures of classes only"):
+            generator.sample([0], labels, Sampling(guidance=guidance, steps=2))
+
+
+def test_a_class_goes_by_its_name_before_its_number(learn: Learn, pictures: Path) -> None:
+    for split in ("train", "val"):
+        for name, number in {"blue": "10", "green": "2", "red": "1"}.items():
+            Path(pictures, split, name).rename(Path(pictures, split, number))
+    learn(pictures, 2, **saving("run"))
+    generator = load_generator("run/step=2.ckpt")
+    assert generator.space.classes == ["1", "10", "2"]
+    assert generator.labels("2,1,10,0") == [2, 0, 1, 0]

@@ -211,5 +211,5 @@ def test_guidance_needs_classes(probe: Any, learn: Learn, capsys: pytest.Capture
         shutil.copy(path, f"bare/train/{number:02d}.png")
     trained(learn, Path("bare/train"), "unconditional")
     assert probe("--model.sampling.guidance", "2", generator="unconditional", root="bare") == 2
-    assert "there are no classes to guide to" in capsys.readouterr().err
+    assert "this generator knows none: leave it at 1" in capsys.readouterr().err
     assert Sampling().guidance == 1
