@@ -18,7 +18,7 @@ from typing import Any
 from common import short, write_record
 
 from huvr.cli import main as huvr
-from huvr.records import rows_of
+from huvr.records import Row, rows_of
 
 VIT = ["--model.encoder.mean=[0.5,0.5,0.5]", "--model.encoder.std=[0.5,0.5,0.5]"]
 LABELLED = ["--data.resize=224", "--data.crop=224", "--data.train_images=2000", "--data.test_images=1000", "--data.workers=0"]
@@ -96,13 +96,17 @@ def main() -> None:
                         measure(task, [*asked, f"--tokens={tokens}", f"--model.encoder.stored={stored}"], run)
                     elif not (run / "record.json").is_file():
                         continue
-                    figures += [
-                        asdict(row) | {"encoder": name if row.tokens else row.encoder} for row in rows_of(run / "record.json")
-                    ]
+                    figures += [figure(row, name) for row in rows_of(run / "record.json")]
     data = ", ".join(sorted({PROBES[task]["data"] for task in options.tasks}))
     config = {"networks": {name: short(encoder[0].split("=", 1)[1]) for name, encoder in networks.items()}}
     write_record(options.name, data, config | {"options": {task: PROBES[task]["options"] for task in options.tasks}}, figures)
     huvr(["report", str(options.runs), "--out", str(options.runs / "report.html")])
+
+
+def figure(row: Row, name: str) -> dict[str, Any]:
+    """A row for the record, whose options are told once for all."""
+    told = asdict(row) | {"encoder": name if row.tokens else row.encoder}
+    return {key: value for key, value in told.items() if key != "options"}
 
 
 def measure(task: str, asked: list[str], run: Path) -> None:

@@ -173,7 +173,10 @@ class Pretraining(LightningModule):
             self.begin()
 
     def on_validation_start(self) -> None:
-        self.begin()  # where no checkpoint has brought weights
+        """Where no checkpoint has brought weights, those to begin with are what is measured."""
+        if self.device_mesh is not None and not self.begun and (source := self.start or self.encoder_weights):
+            raise HuvrError(f"start {source}: measured in one piece only, not in shards: leave trainer.strategy out")
+        self.begin()
 
     on_test_start = on_predict_start = on_validation_start
 
@@ -233,9 +236,9 @@ class Pretraining(LightningModule):
 
     @property
     def noted(self) -> bool:
-        """Whether the logger takes what this step logs. Others log nothing: each number takes half a millisecond of the host."""
+        """Whether the logger takes what this step logs, or the bar is empty yet: each number takes half a millisecond."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and (self.global_step + 1) % every == 0
+        return self.global_step == 0 or (every > 0 and (self.global_step + 1) % every == 0)
 
     def whole_patches(self, images: Tensor) -> Tensor:
         """Images cropped to whole patches; raise a HuvrError where they are smaller than one."""
@@ -247,8 +250,9 @@ class Pretraining(LightningModule):
     def weighted(self, losses: dict[str, Tensor]) -> Tensor:
         """The sum of the losses, each by its weight; logs them all."""
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+        self.log("train/loss", total.detach())  # at every step: callbacks may monitor it
         if self.noted:
-            self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()} | {"train/loss": total.detach()})
+            self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()})
         return total
 
     def koleo(self, features: Tensor) -> Tensor:

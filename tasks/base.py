@@ -283,7 +283,7 @@ class FrozenEncoderTask(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A head is of no use on the tokens of another encoder, even one that lies at the same place."""
-        if checkpoint.get(SEEN) != self._seen:
+        if checkpoint.get(SEEN, self._seen) != self._seen:
             raise HuvrError(
                 f"ckpt_path: trained on other tokens than {self.encoder.config.source} gives now; begin anew in another --run"
             )

@@ -156,9 +156,9 @@ class Features(LightningDataModule):
     @cached_property
     def _splits(self) -> tuple[Rows, Rows]:
         """The images to learn from, and those to be measured on; these twice where there is nothing to learn."""
-        names = (self.train_split, self.test_split)
-        train, test = open_labelled(self.root, names, (self.train_images, self.test_images))
-        return (train if self._task.learns or self._task.encoder.config.components else test), test
+        learns = self._task.learns or self._task.encoder.config.components
+        names = (self.train_split if learns else None, self.test_split)
+        return open_labelled(self.root, names, (self.train_images, self.test_images))
 
     @cached_property
     def _keys(self) -> list[dict[str, Any]]:

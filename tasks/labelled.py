@@ -21,28 +21,29 @@ from huvr.data.sources import HELD_OUT_SPLITS, Table, open_splits
 from huvr.errors import HuvrError
 
 
-def open_labelled(root: str, names: tuple[str, str | None], limits: tuple[int | None, int | None]) -> tuple[Rows, Rows]:
+def open_labelled(root: str, names: tuple[str | None, str | None], limits: tuple[int | None, int | None]) -> tuple[Rows, Rows]:
     """The images of ``root`` to learn from, and those to be measured on.
 
     Args:
         root: whatever ``huvr.data.sources.open_splits`` opens.
-        names: of the two splits; None finds the one to be measured on: validation, val, valid, dev or test.
+        names: of the two splits. Without the first there is nothing to learn, and the second stands for it; None finds the
+            one to be measured on: validation, val, valid, dev or test.
         limits: how many images to take, evenly spread over the split; None takes all.
 
     Raises:
         HuvrError: where there are no such splits, or no labels.
     """
     splits = open_splits(root)
-    train, test = chosen_splits(root, splits, names)
-    first, second = (labelled(splits[name], f"{root} ({name})", limit) for name, limit in zip((train, test), limits, strict=True))
-    return first, second
+    train, test = chosen_splits(root, splits, (names[0] or "", names[1]))
+    measured = labelled(splits[test], f"{root} ({test})", limits[1])
+    return labelled(splits[train], f"{root} ({train})", limits[0]) if train else measured, measured
 
 
 def chosen_splits(root: str, splits: Iterable[str], names: tuple[str, str | None]) -> tuple[str, str]:
-    """Names of the split to learn from and of that to be measured on, see :func:`open_labelled`."""
+    """Names of the split to learn from, "" for none, and of that to be measured on, see :func:`open_labelled`."""
     there = [*splits]
     train, test = names[0], names[1] or next((name for name in HELD_OUT_SPLITS if name in there), "")
-    for name in (train, test):
+    for name in (test, *([train] if train else [])):
         if name not in there:
             wanted = f"no split {name!r}" if name else f"no held-out split ({', '.join(HELD_OUT_SPLITS)})"
             raise HuvrError(f"data root {root!r}: {wanted}; it has {', '.join(there)}")
@@ -98,8 +99,11 @@ def fingerprint(rows: Rows) -> str:
     else:
         digest.update(repr([*rows.table["label"]]).encode())
     for path in named_files(rows):
-        status = os.stat(path)
-        digest.update(repr((path, status.st_size, status.st_mtime_ns)).encode())
+        try:
+            status = os.stat(path)
+            digest.update(repr((path, status.st_size, status.st_mtime_ns)).encode())
+        except OSError:  # missing, and left out when its turn comes, or no local file
+            digest.update(repr(path).encode())
     return digest.hexdigest()
 
 

@@ -67,7 +67,7 @@ class PairRows:
         source, name = content(row["image"], name)
         image = pil_to_tensor(read_image(source, name))
         target = decode_target(*content(row["target"], f"{name}, its target"))
-        if (turn := orientation(source)) != 1:
+        if (turn := orientation(source)) in range(2, 9):
             raise HuvrError(
                 f"{name}: to be turned by EXIF orientation {turn}, and its target perhaps not: turn the pixels of both"
             )

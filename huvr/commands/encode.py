@@ -60,7 +60,7 @@ def encode(
     if out.is_dir():
         raise HuvrError(f"cannot write {out}: it is a folder, expected the name of a file")
     paths = list_images(folder)
-    if strange := next((path for path in paths if not encodable(path.as_posix())), None):
+    if strange := next((path for path in paths if not encodable(path.relative_to(folder).as_posix())), None):
         raise HuvrError(f"{os.fsencode(strange)!r}: a name that is not UTF-8, which no Parquet file can hold: rename it")
     model = load(encoder, "cuda" if torch.cuda.is_available() else "cpu")
     images = ((path.relative_to(folder).as_posix(), image) for path, image in opened(paths, size))

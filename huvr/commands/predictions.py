@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,11 @@ class PictureWriter(Callback):
     ) -> None:
         if not (isinstance(outputs, Tensor) and outputs.ndim == 4 and outputs.shape[1] == 3):
             raise HuvrError(f"{type(pl_module).__name__} predicts no pictures: trainer.callbacks needs one that writes it")
+        rows = getattr(trainer.datamodule, "val_rows", None)  # type: ignore[attr-defined]
         for picture in to_uint8(outputs):
-            save_png(picture, self.folder / f"{trainer.global_rank + trainer.world_size * self.seen:06d}.png")
+            number = trainer.global_rank + trainer.world_size * self.seen
+            if not isinstance(rows, Sized) or number < len(rows):  # processes without an image of their own look at others' again
+                save_png(picture, self.folder / f"{number:06d}.png")
             self.seen += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -34,6 +34,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar, ThroughputMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
@@ -262,7 +263,8 @@ class TrainingCLI(LightningCLI):
             raise HuvrError(f"trainer.accumulate_grad_batches {batches}: expected 1 or more")
         if self.verb == "fit" and not any(isinstance(each, SkipNonFinite) for each in listed):
             callbacks = [*callbacks, SkipNonFinite()]
-        if self.verb == "predict" and not any(is_overridden("on_predict_batch_end", each, Callback) for each in listed):
+        writers = (each for each in listed if not isinstance(each, ProgressBar | ThroughputMonitor))
+        if self.verb == "predict" and not any(is_overridden("on_predict_batch_end", each, Callback) for each in writers):
             callbacks = [*callbacks, PictureWriter()]
         plugins = config["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]

@@ -202,6 +202,9 @@ def test_pictures_that_a_pack_only_names_are_looked_at_again_when_they_change(
     os.utime("pictures/val/red/1.png", ns=(0, 0))
     opened(quiet, encoder, root="pack")
     assert sum(looks) - 2 == 6
+    Path("pictures/val/red/1.png").unlink()
+    with pytest.warns(UserWarning, match=r"image left out: pictures/val/red/1.png: no such file"):
+        opened(quiet, encoder, root="pack")
 
 
 def test_a_task_that_learns_nothing_asks_for_no_training_split(
@@ -209,10 +212,12 @@ def test_a_task_that_learns_nothing_asks_for_no_training_split(
 ) -> None:
     for name in ("red", "green"):
         Path("pictures/val", name).rename(Path("pictures/val", f"new{name}"))  # classes that training never saw, as in SOP
+    Path("pictures/train").rename("seen")
     task = Retrieval(EncoderConfig(encoder), k=(1,), leave_one_out=True)
     (metrics,) = quiet().test(task, Features("pictures", resize=34, crop=32, workers=0), verbose=False)
     assert metrics["recall@1"] == 100
     assert task.details["data"] == {"test": "pictures (val), 6 images"}
     assert sum(looks) - 1 == 6
+    Path("seen").rename("pictures/train")
     with pytest.raises(HuvrError, match=r"classes that pictures \(train\) lacks: newgreen, newred"):
         opened(quiet, encoder)
