@@ -35,15 +35,16 @@ def open_labelled(root: str, names: tuple[str | None, str | None], limits: tuple
     """
     splits = open_splits(root)
     train, test = chosen_splits(root, splits, (names[0] or "", names[1]))
-    measured = labelled(splits[test], f"{root} ({test})", limits[1])
-    return labelled(splits[train], f"{root} ({train})", limits[0]) if train else measured, measured
+    named = zip((train, test), limits, strict=True)
+    rows = {name: labelled(splits[name], f"{root} ({name})", limit) for name, limit in named if name}
+    return rows.get(train, rows[test]), rows[test]
 
 
 def chosen_splits(root: str, splits: Iterable[str], names: tuple[str, str | None]) -> tuple[str, str]:
     """Names of the split to learn from, "" for none, and of that to be measured on, see :func:`open_labelled`."""
     there = [*splits]
     train, test = names[0], names[1] or next((name for name in HELD_OUT_SPLITS if name in there), "")
-    for name in (test, *([train] if train else [])):
+    for name in (train, test) if train else (test,):
         if name not in there:
             wanted = f"no split {name!r}" if name else f"no held-out split ({', '.join(HELD_OUT_SPLITS)})"
             raise HuvrError(f"data root {root!r}: {wanted}; it has {', '.join(there)}")
