@@ -169,7 +169,8 @@ def grouped(rows: Iterable[Row]) -> list[Section]:
 def told_apart(rows: list[Row]) -> list[Row]:
     """The rows of a section, with short names of encoders and only those options that not all have alike."""
     paths = {row.encoder for row in rows}
-    parts = next(n for n in range(2, 99) if len({short(path, n) for path in paths}) == len(paths) or n == 98)
+    longest = max(path.count("/") for path in paths) + 1
+    parts = next((n for n in range(2, longest) if len({short(path, n) for path in paths}) == len(paths)), longest)
     measured = [row.options for row in rows if row.options]
     names = dict.fromkeys(name for each in measured for name in each)
     differ = [name for name in names if len({each.get(name) for each in measured}) > 1]

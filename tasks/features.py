@@ -131,9 +131,10 @@ class Features(LightningDataModule):
         self.train, self.test = (FeatureSplit(entry, classes, encoder) for entry in (train, test))
         if encoder.config.components:
             encoder.fit(without_patches(features) for features, _ in self.train.unprojected())
-        sources, apart = zip(("train", "test"), splits, (self.train, self.test), strict=True), splits[0] is not splits[1]
+        named = {"train": self.train, "test": self.test} if splits[0] is not splits[1] else {"test": self.test}
+        sources = {"train": splits[0].source, "test": splits[1].source}
         self._task.details |= {
-            "data": {name: f"{rows.source}, {len(split)} images" for name, rows, split in sources if name == "test" or apart},
+            "data": {name: f"{sources[name]}, {len(split)} images" for name, split in named.items()},
             "bytes_per_image": encoder.stored_bytes(encoder.look(torch.zeros(1, 3, self.crop, self.crop))),
             "bytes_of_cls": size_stored(encoder.dim, encoder.config.stored),
         }
