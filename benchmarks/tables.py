@@ -200,6 +200,14 @@ def where_lost(figures: dict[str, Any]) -> list[str]:
     return table(["held-out squares, PSNR in dB", "as it is, all", *(f"{key}, some" for key in columns)], rows)
 
 
+def refine(figures: dict[str, dict[str, float]]) -> list[str]:
+    rows = [
+        [name, row["psnr"], f"{row['ssim']:.3f}", *(row.get(key, "") for key in ("psnr_int8", "psnr_halved", "seconds"))]
+        for name, row in figures.items()
+    ]
+    return table(["held-out photographs", "PSNR, dB", "SSIM", "stored in int8", "halved, drawn × 2", "s a photograph"], rows)
+
+
 def lift(figures: dict[str, Any]) -> list[str]:
     rows = [
         [row["kind"], row["psnr"], row["steps"], f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e6:.1f} M"]
@@ -258,6 +266,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "hypernets_cuda": ("hypernets_cuda", hypernets),
     "minr": ("minr", minr),
     "where_lost": ("where_lost", where_lost),
+    "refine": ("refine", refine),
     "hypernet_configs": ("hypernet_configs", hypernet_configs),
     "ablations": ("ablations", ablations),
     "lift": ("lift", lift),

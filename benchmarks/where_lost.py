@@ -61,20 +61,11 @@ class LinearReader:
         return F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
 
 
-def found_by_descent(model: HUVR, images: Tensor, steps: int, lr: float) -> Tensor:
-    """What is drawn from the best TinToks of these images that Adam finds."""
-    with torch.no_grad():
-        start = model.compress(model.encode(images))
-    parts = [part.clone().requires_grad_() for part in (start.cls, start.patches)]
-    optimizer = torch.optim.Adam(parts, lr * start.patches.std().item())
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        F.mse_loss(model.paint(model.expand(Tokens(*parts, start.grid))), images).backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        return model.paint(model.expand(Tokens(*parts, start.grid)))
+@torch.no_grad()
+def refined(model: HUVR, images: Tensor, steps: int) -> Tensor:
+    """What is drawn from the best TinToks of these images that descent finds."""
+    tintoks = model.refine(model.compress(model.encode(images)), images, steps)
+    return model.paint(model.expand(tintoks))
 
 
 def main() -> None:
@@ -84,7 +75,6 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="side of the squares in pixels")
     parser.add_argument("--descent_images", type=int, default=BATCH, help="held-out photographs whose TinToks are searched for")
     parser.add_argument("--descent_steps", type=int, default=100)
-    parser.add_argument("--lr", type=float, default=0.05, help="of that search, in deviations of TinToks")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     args = parser.parse_args()
@@ -114,9 +104,7 @@ def main() -> None:
             "as it is": both(model.reconstruct),
             "linear from tokens": both(LinearReader(tokens, squares(train, args.size), model.patch)),
             "linear from TinToks": both(LinearReader(tintoks, squares(train, args.size), model.patch)),
-            "TinToks found by descent": {
-                "few": mean(lambda images: found_by_descent(model, images, args.descent_steps, args.lr), few)
-            },
+            "TinToks found by descent": {"few": mean(lambda images: refined(model, images, args.descent_steps), few)},
         }
 
     figures: dict[str, dict[str, dict[str, float]]] = {}

@@ -55,6 +55,8 @@ class Reconstruction(LightningModule):
             patches beside other networks, as the bytes of all TinToks of the image hold; "jpeg", at the greatest quality
             within these bytes; "sdvae", the VAE of Stable Diffusion at the bytes it needs.
         sdvae: the diffusers repository or folder of that VAE.
+        refine: steps of descent on each image that look for better TinToks, or parameters, before they are stored, see
+            :func:`huvr.refine.refined`.
     """
 
     headline, lower_is_better = "psnr", False
@@ -67,6 +69,7 @@ class Reconstruction(LightningModule):
         frechet: FrechetConfig | None = None,
         rivals: tuple[Rival, ...] = ("pca", "jpeg"),
         sdvae: str = "stabilityai/sd-vae-ft-mse",
+        refine: int = 0,
     ) -> None:
         super().__init__()
         if encoder.timm_name:
@@ -78,12 +81,14 @@ class Reconstruction(LightningModule):
                 raise HuvrError(f"{name} {list(chosen)}: choose among {', '.join(get_args(allowed))}, each once")
         if unused := sorted({*(lpips_trunks or {})} - {*lpips}):
             raise HuvrError(f"lpips_trunks {', '.join(unused)}: not among lpips {list(lpips)}")
+        if refine < 0:
+            raise HuvrError(f"refine {refine}: expected a number of steps, 0 or more")
         self.config, self.net = encoder, load(encoder.source).requires_grad_(False)
         self.details: dict[str, Any] = {}
         if not isinstance(self.net, PatchwiseHUVR):
             self.details["tokens"] = f"parameters of {type(self.net).__name__}"
         self.nets, self.trunks = lpips, lpips_trunks or {}
-        self.frechet, self.rivals, self.sdvae = frechet, rivals, sdvae
+        self.frechet, self.rivals, self.sdvae, self.refine = frechet, rivals, sdvae, refine
 
     def setup(self, stage: str) -> None:
         device = self.trainer.strategy.root_device
@@ -125,7 +130,7 @@ class Reconstruction(LightningModule):
         images = originals.float() / 255
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             parameters = self.net.encode(images)
-        kept, size = parameters_stored(parameters, self.config.stored)
+        kept, size = parameters_stored(self.net.refine(parameters, images, self.refine), self.config.stored)
         drawn = self.net.render(kept)
         drawings = {"ours": (drawn, [size] * len(images))} | {name: way(images, size) for name, way in self.formats.items()}
         features = self.network(originals) if self.network else None

@@ -104,6 +104,22 @@ def test_reconstruct_at_another_size_and_scale(encoder: str, photos: Path) -> No
     assert pixels("out/a_x3.png").shape == (3 * 16, 3 * 26, 3)  # 24x40 with a shorter side of 16 is 16x26
 
 
+def test_refined_tintoks_draw_better(encoder: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = []
+    for steps in "0", "5":
+        assert main(["reconstruct", "photos/a.png", "--encoder", encoder, "--out", "out", "--refine", steps]) == 0
+        assert main(["encode", "photos", "--encoder", encoder, "--out", f"{steps}.parquet", "--refine", steps]) == 0
+        scores.append(float(re.search(r"a\.png  (\S+) dB", capsys.readouterr().out)[1]))  # type: ignore[index]
+    assert scores[1] > scores[0]
+    model, truth = huvr.load(encoder), as_tensor("photos/a.png")
+    plain, refined = (pq.read_table(f"{steps}.parquet").to_pylist()[0] for steps in "05")
+    assert plain["patches"] == refined["patches"]  # the standard tokens
+    with torch.no_grad():
+        expected = model.refine(model.compress(model.encode(truth)), truth, 5)
+    np.testing.assert_allclose(np.array(refined["tintok_patches"], float), expected.patches[0].numpy(), rtol=0.01, atol=0.01)
+    assert not np.allclose(np.array(plain["tintok_patches"], float), expected.patches[0].numpy(), rtol=0.01, atol=0.01)
+
+
 @pytest.mark.parametrize("kind", ["standard", "tintok", "both"])
 def test_encode_writes_the_tokens_of_the_network(encoder: str, photos: Path, kind: str) -> None:
     assert main(["encode", "photos", "--encoder", encoder, "--out", "new/tokens.parquet", "--tokens", kind]) == 0
@@ -167,6 +183,9 @@ MISTAKES = [
     ("reconstruct photos/a.png --scale 0", "scale 0: expected 1 or more"),
     ("reconstruct photos/a.png --scale two", "scale: expected int, got 'two'"),
     ("reconstruct photos/a.png --size 0", "size 0: expected 1 or more"),
+    ("reconstruct photos/a.png --refine -1", "refine -1: expected 0 or more"),
+    ("encode photos --out x.parquet --refine -1", "refine -1: expected 0 or more"),
+    ("encode photos --out x.parquet --tokens standard --refine 5", "refine 5: it is of TinToks, and tokens standard writes none"),
     ("reconstruct photos/a.png --scal 2", r"unknown option scal: did you mean scale\?"),
     ("reconstruct photos/a.png --out file", "cannot write .*file/a_panel.png"),
     ("reconstruct photos/a.png --out file/x", "cannot write .*file/x/a_panel.png"),

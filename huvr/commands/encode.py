@@ -29,7 +29,7 @@ from huvr.weights import SHIPPED, load
 ROWS = 128  # images per row group: what is held in memory, and what a reader fetches at once
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode(
     folder: Path,
     *,
@@ -38,6 +38,7 @@ def encode(
     tokens: Literal["standard", "tintok", "both"] = "both",
     size: int | None = None,
     batch_size: int = 16,
+    refine: int = 0,
 ) -> None:
     """Write the tokens of all images below FOLDER to a Parquet file, one row per image.
 
@@ -53,7 +54,12 @@ def encode(
         tokens: which tokens.
         size: resize images first so that the shorter side has this many pixels.
         batch_size: images per pass; only neighbours of equal size share one.
+        refine: steps of descent that look for TinToks from which each image is drawn better.
     """
+    if refine < 0:
+        raise HuvrError(f"refine {refine}: expected 0 or more")
+    if refine and tokens == "standard":
+        raise HuvrError(f"refine {refine}: it is of TinToks, and tokens standard writes none")
     for name, value in (("batch_size", batch_size), ("size", size)):
         if value is not None and value < 1:
             raise HuvrError(f"{name} {value}: expected 1 or more")
@@ -64,7 +70,7 @@ def encode(
         raise HuvrError(f"{os.fsencode(strange)!r}: a name that is not UTF-8, which no Parquet file can hold: rename it")
     model = load(encoder, "cuda" if torch.cuda.is_available() else "cpu")
     images = ((path.relative_to(folder).as_posix(), image) for path, image in opened(paths, size))
-    pieces = (table(model, names, batch, tokens) for names, batch in batches(images, batch_size))
+    pieces = (table(model, names, batch, tokens, refine) for names, batch in batches(images, batch_size))
     with whole(out) as temporary:
         count = write((piece.replace_schema_metadata({"encoder": encoder}) for piece in pieces), temporary)
     print(f"tokens of {count} images in {out}")
@@ -89,9 +95,10 @@ def batches(images: Iterable[tuple[str, Tensor]], size: int) -> Iterator[tuple[l
         yield names, torch.cat(batch)
 
 
-def table(model: HUVR, names: list[str], images: Tensor, tokens: str) -> pa.Table:
+def table(model: HUVR, names: list[str], images: Tensor, tokens: str, refine: int) -> pa.Table:
     """The rows of one batch."""
-    standard = model.encode(images.to(next(model.parameters()).device))
+    images = images.to(next(model.parameters()).device)
+    standard = model.encode(images)
     (height, width), (grid_h, grid_w) = images.shape[-2:], standard.grid
     sizes = {"height": height, "width": width, "grid_h": grid_h, "grid_w": grid_w}
     columns: dict[str, Any] = {"path": names}
@@ -99,7 +106,7 @@ def table(model: HUVR, names: list[str], images: Tensor, tokens: str) -> pa.Tabl
     if tokens in ("standard", "both"):
         columns |= token_columns("", standard)
     if tokens in ("tintok", "both"):
-        columns |= token_columns("tintok_", model.compress(standard))
+        columns |= token_columns("tintok_", model.refine(model.compress(standard), images, refine))
     return pa.table(columns)
 
 

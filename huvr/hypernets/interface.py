@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from huvr.errors import HuvrError
 from huvr.hypernets.coordinates import check_domain, pixel_centres
 from huvr.model.tokens import Tokens
+from huvr.refine import refined
 
 POINTS = 2**16  # painted at once; bounds the memory of large pictures
 
@@ -120,6 +121,14 @@ class HyperINR(nn.Module):
     ) -> Tensor:
         """Through the parameters and back, see :meth:`encode` and :meth:`render`."""
         return self.render(self.encode(images, mask), size, scale)
+
+    def refine(self, parameters: INRParameters, images: Tensor, steps: int) -> INRParameters:
+        """Parameters from which the images that they are of are drawn better, see :func:`huvr.refine.refined`."""
+
+        def draw(*tensors: Tensor) -> Tensor:
+            return self.render(replace(parameters, tensors=tensors))
+
+        return replace(parameters, tensors=refined(draw, parameters.tensors, images, steps))
 
     def loss(self, painted: Tensor, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Between two pictures, by the convention of the network's paper; here over all pixels, in [0, 1]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -122,7 +123,14 @@ class PatchwiseHUVR(HyperINR):
     def loss(self, painted: Tensor, images: Tensor, mask: Tensor | None = None) -> Tensor:
         return pixel_loss(painted, images)
 
-    def _decoded(self, parameters: INRParameters) -> Tokens:
+    def refine(self, parameters: INRParameters, images: Tensor, steps: int) -> INRParameters:
+        tintoks = self.net.refine(self._tintoks(parameters), images, steps)
+        return replace(parameters, tensors=(tintoks.cls, tintoks.patches))
+
+    def _tintoks(self, parameters: INRParameters) -> Tokens:
         down, across = (-(-side // self.net.patch) for side in parameters.size)
         cls, patches = parameters.tensors
-        return self.net.expand(Tokens(cls, patches, (down, across)))
+        return Tokens(cls, patches, (down, across))
+
+    def _decoded(self, parameters: INRParameters) -> Tokens:
+        return self.net.expand(self._tintoks(parameters))

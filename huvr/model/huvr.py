@@ -16,6 +16,7 @@ from huvr.model.decoder import TokenDecoder
 from huvr.model.encoder import Encoder, released_vit
 from huvr.model.inr import PatchINR, ReleasedPatchINR
 from huvr.model.tokens import Tokens
+from huvr.refine import refined
 
 Positions = Literal["scaled", "index"]
 Modulation = Literal["free", "released"]
@@ -174,6 +175,20 @@ class HUVR(nn.Module):
         """The whole chain: ``(B, 3, H, W)`` to ``(B, 3, H, W)``."""
         height, width = images.shape[-2:]
         return self.render(self.expand(self.compress(self.encode(images))), size=(height, width))
+
+    def refine(self, tintoks: Tokens, images: Tensor, steps: int) -> Tokens:
+        """TinToks from which their images ``(B, 3, H, W)`` are drawn better, see :func:`huvr.refine.refined`.
+
+        The global one stays, so that images are recognised by it as before; refining it too hardly shows.
+        """
+        height, width = images.shape[-2:]
+
+        def draw(patches: Tensor) -> Tensor:
+            cls = tintoks.cls.to(patches.dtype, copy=True)  # an inference tensor would let no gradient pass
+            return self.render(self.expand(replace(tintoks, cls=cls, patches=patches)), size=(height, width))
+
+        (patches,) = refined(draw, [tintoks.patches], images, steps)
+        return replace(tintoks, cls=tintoks.cls.to(patches.dtype), patches=patches)
 
     def save(self, directory: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors``; :func:`huvr.load` reads them back."""

@@ -87,6 +87,18 @@ def test_what_is_measured_is_drawn_from_stored_tintoks(quiet: Any, encoder: str,
     assert task.details["data"] == {"train": "pictures (train), 18 images", "test": "pictures (val), 6 images"}
 
 
+def test_refined_tintoks_are_stored_and_drawn(quiet: Any, encoder: str, pictures: Path) -> None:
+    task = Reconstruction(EncoderConfig(encoder, "tintok", stored="int8"), refine=5)
+    metrics = measured(quiet, task, size=32)
+    model, images, drawings = huvr.load(encoder), views(pictures, "val", 32), []
+    with torch.no_grad():
+        for image in images:
+            tintoks = model.refine(model.compress(model.encode(image)), image, 5).apply(lambda x: as_numpy_stores(x, "int8"))
+            drawings.append(model.render(model.expand(tintoks), image.shape[-2:]))
+    assert metrics["psnr"] == pytest.approx(mean_psnr(drawings, images), abs=0.01)
+    assert metrics["psnr"] > mean_psnr([by_hand(encoder, image, "int8") for image in images], images) + 0.01
+
+
 def test_rivals_are_measured_alike(quiet: Any, encoder: str, pictures: Path) -> None:
     task = Reconstruction(EncoderConfig(encoder, "tintok"))
     metrics = measured(quiet, task, size=32, train_images=9)
@@ -303,6 +315,7 @@ def test_from_the_command_line(encoder: str, pictures: Path, capsys: pytest.Capt
     [
         ({"lpips": ("resnet",)}, r"lpips \['resnet'\]: choose among alex, squeeze, vgg, each once"),
         ({"rivals": ("jpeg", "jpeg")}, r"rivals \['jpeg', 'jpeg'\]: choose among pca, jpeg, sdvae, each once"),
+        ({"refine": -1}, "refine -1: expected a number of steps, 0 or more"),
         ({"lpips": ("vgg",), "lpips_trunks": {"alex": "a.pth"}}, r"lpips_trunks alex: not among lpips \['vgg'\]"),
     ],
 )
