@@ -32,6 +32,9 @@ def whole(target: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
+        nearest = next(folder for folder in target.parents if os.path.exists(folder))
+        if not nearest.is_dir():
+            raise HuvrError(f"cannot write {target}: {nearest} is a file, not a folder") from error
         raise HuvrError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -71,10 +74,13 @@ def write_safetensors(tensors: dict[str, Any], path: Path, metadata: dict[str, s
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:
         raise OSError(_line(error)) from None
+    path.chmod(mode)  # the library lets nobody but the owner read what it writes
 
 
 def write_torch(content: dict[str, Any], path: Path) -> None:

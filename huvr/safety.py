@@ -91,11 +91,15 @@ class LastCheckpoint(ModelCheckpoint):
     """``last.ckpt`` with all that training goes on from, written when Lightning's own would be, and where training ends whenever
     that is.
 
-    Lightning leaves out the end of a training that validates within its epochs, or not after each of them.
+    Lightning leaves out the end of a training that validates within its epochs, or not after each of them, and takes an epoch
+    that was broken off for a whole one. Between the batches that one step accumulates nothing is written, as their gradients
+    would be lost: a checkpoint, or the end of training, that is due there waits for the step.
     """
 
     def __init__(self) -> None:
         super().__init__(filename="last", enable_version_counter=False)
+        self._step = 0
+        self._accumulating = self._due = self._stop = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -105,14 +109,56 @@ class LastCheckpoint(ModelCheckpoint):
         epochs: Any = loop.epoch_progress.total
         if loop.restarted_mid_epoch and epochs.processed == epochs.started:
             loop.reset_restart_stage()
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *arguments)
+        self._accumulating = trainer.accumulate_grad_batches > 1 and trainer.global_step == self._step
+        self._step = trainer.global_step
+        if self._accumulating:
+            self._wait(trainer)
+            return
+        trainer.should_stop |= self._stop
+        ends = over(trainer) or (trainer.should_stop and trainer.fit_loop._can_stop_early)
+        if self._due or (ends and not epoch_done(trainer)):
+            self._save(trainer)
+        self._due = self._stop = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._accumulating:
+            self._due = True
+            self._wait(trainer)
+        else:
+            super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not epoch_done(trainer):  # what is to be saved of it has been, before Lightning counted it
+            return
         super().on_train_epoch_end(trainer, pl_module)
         # Not at the end of training itself, when a callback that averages has put the average in the place of the weights.
-        steps_over = 0 <= trainer.max_steps <= trainer.global_step
         epochs_over = 0 <= (-1 if trainer.max_epochs is None else trainer.max_epochs) <= trainer.current_epoch + 1
-        if (steps_over or epochs_over or trainer.should_stop) and not self._should_skip_saving_checkpoint(trainer):
+        if over(trainer) or epochs_over or trainer.should_stop:
+            self._save(trainer)
+
+    def _wait(self, trainer: Trainer) -> None:
+        """A stop that was asked for between the batches of a step is put off to its end."""
+        self._stop |= trainer.should_stop
+        trainer.should_stop = False
+
+    def _save(self, trainer: Trainer) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def over(trainer: Trainer) -> bool:
+    """Whether it has taken all its steps."""
+    return 0 <= trainer.max_steps <= trainer.global_step
+
+
+def epoch_done(trainer: Trainer) -> bool:
+    """Whether the batch at hand is the last one of its epoch."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return progress.is_last_batch or progress.current.ready == trainer.num_training_batches
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -39,7 +39,9 @@ class KNN(FrozenEncoderTask):
     def test_step(self, batch: FeatureSplit, index: int) -> None:
         train = self.trainer.datamodule.train  # type: ignore[attr-defined]
         if max(self.k) > len(train):
-            raise HuvrError(f"k {max(self.k)}: there are only {len(train)} training images")
+            raise HuvrError(
+                f"k {max(self.k)}: there are only {len(train)} training images; set fewer neighbours, as in --model.k [1]"
+            )
         accuracies = {k: Accuracy(len(train.classes), self.device) for k in self.k}
         for queries, labels in batch.pieces(QUERIES):
             similar, votes = neighbours(queries, train.pieces(), max(self.k))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,7 @@ def test_where_a_run_goes(folder: Path) -> None:
     write("placed.yaml", {"run": "elsewhere"})
     assert main(["fit", "--config", "placed.yaml"]) == 0
     assert Path("elsewhere/checkpoints/last.ckpt").is_file()
+    shutil.rmtree("there/checkpoints")
     assert main(["fit", "--config", "there/config_fit.yaml"]) == 0  # a saved config runs again, in the same place
     assert not Path("runs").exists()
 
@@ -218,7 +220,7 @@ def test_each_verb_keeps_its_own_config(folder: Path) -> None:
     assert main(["test", "--config", "tiny.yaml", "--model.lr", "0.7", "--ckpt_path", "auto"]) == 0
     assert Path("runs/tiny/config_fit.yaml").read_text() == before
     assert saved("runs/tiny", "test")["model"]["init_args"]["lr"] == 0.7
-    assert main(["fit", "--config", "tiny.yaml", "--model.lr", "0.5"]) == 0  # the same verb may
+    assert main(["fit", "--config", "tiny.yaml", "--model.lr", "0.5", "--ckpt_path", "auto"]) == 0  # the same verb may
     assert saved("runs/tiny")["model"]["init_args"]["lr"] == 0.5
     with pytest.warns(UserWarning, match="test without --ckpt_path: of TinyModel with the weights that it begins with"):
         assert main(["test", "--config", "tiny.yaml"]) == 0
@@ -262,8 +264,9 @@ def test_a_class_that_is_named_inherits_no_defaults(folder: Path, monkeypatch: p
     small = ["--trainer.accelerator=cpu", "--trainer.max_steps=1", "--trainer.logger=false"]
     by_option = ["--model", "other.Other", "--data", "lightning.pytorch.demos.boring_classes.BoringDataModule"]
     for named in (["--config", "other.yaml"], by_option):
-        assert main(["fit", *named, *small, "--run", "there"]) == 0
-        assert saved("there")["model"]["init_args"] == {"lr": 7.0, "warmup": 0.3}
+        run = f"there/{len(named)}"
+        assert main(["fit", *named, *small, "--run", run]) == 0
+        assert saved(run)["model"]["init_args"] == {"lr": 7.0, "warmup": 0.3}
 
 
 def test_callbacks_replace_and_callbacks_plus_appends(folder: Path) -> None:
@@ -271,11 +274,12 @@ def test_callbacks_replace_and_callbacks_plus_appends(folder: Path) -> None:
     write("own.yaml", {"trainer": {"enable_model_summary": True, "callbacks": [summary]}})
     Path("more.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks+": [monitor]}}))
     Path("other.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [monitor]}}))
+    again = ["--ckpt_path", "auto"]
     for config, expected in ("more.yaml", ["ModelSummary", "LearningRateMonitor"]), ("other.yaml", ["LearningRateMonitor"]):
-        assert main(["fit", "--config", "own.yaml", "--config", config]) == 0
+        assert main(["fit", "--config", "own.yaml", "--config", config, *again]) == 0
         names = [each["class_path"].rpartition(".")[2] for each in saved("runs/own")["trainer"]["callbacks"]]
         assert names == expected
-    assert main(["fit", "--config", "own.yaml", "--trainer.callbacks+=LearningRateMonitor"]) == 0
+    assert main(["fit", "--config", "own.yaml", "--trainer.callbacks+=LearningRateMonitor", *again]) == 0
     assert len(saved("runs/own")["trainer"]["callbacks"]) == 2
     assert main(["fit", "--config", "tiny.yaml", "--trainer.callbacks", "LearningRateMonitor"]) == 0
 
@@ -291,6 +295,49 @@ def test_links_stay_out_of_what_is_saved(folder: Path) -> None:
     assert saved("runs/tiny") == first
 
 
+def test_a_training_is_not_replaced_by_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "tiny.yaml"]) == 0
+    last = Path("runs/tiny/checkpoints/last.ckpt")
+    before = last.read_bytes()
+    assert main(["fit", "--config", "tiny.yaml"]) == 2
+    line = "run folder runs/tiny holds a training (checkpoints/last.ckpt): --ckpt_path auto goes on with it"
+    assert line in capsys.readouterr().err
+    assert main(["fit", "--config", "tiny.yaml", "--trainer.fast_dev_run", "true"]) == 0  # writes none
+    assert main(["fit", "--config", "tiny.yaml", "--trainer.enable_checkpointing", "false"]) == 0
+    assert last.read_bytes() == before
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_on_slurm_what_a_requeued_job_left_is_not_taken_unasked(
+    folder: Path, verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Lightning would."""
+    left = Path("runs/tiny/hpc_ckpt_1.ckpt")
+    left.parent.mkdir(parents=True)
+    left.touch()
+    monkeypatch.setattr("huvr.commands.training.SLURMEnvironment.detect", staticmethod(lambda: True))
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert main([verb, "--config", "tiny.yaml"]) == 2
+    assert "runs/tiny/hpc_ckpt_1.ckpt: left by a job that was requeued; --ckpt_path auto takes it" in capsys.readouterr().err
+
+
+def test_two_trainings_do_not_share_a_run_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print('held', flush=True); input()"
+    )
+    Path("runs/tiny").mkdir(parents=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", held, "runs/tiny/.lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout
+        other.stdout.readline()
+        assert main(["fit", "--config", "tiny.yaml"]) == 2
+        assert "run folder runs/tiny: another training is at work there" in capsys.readouterr().err
+        other.communicate("\n")
+    assert main(["fit", "--config", "tiny.yaml"]) == 0
+
+
 def test_a_run_without_a_config_is_named_after_the_verb(folder: Path) -> None:
     options = ["--model", f"{HERE}.TinyModel", "--model.net.tintok_dim=8", "--data", f"{HERE}.TinyData"]
     assert main(["fit", *options, "--trainer.max_steps=1", "--trainer.accelerator=cpu"]) == 0
@@ -303,7 +350,7 @@ def test_resuming_from_auto_takes_the_newest(folder: Path) -> None:
     assert main(["fit", "--config", "tiny.yaml", "--ckpt_path", "auto"]) == 0  # nothing yet: fresh
     assert main(["fit", "--config", "tiny.yaml", "--ckpt_path", "auto", "--trainer.max_steps", "3"]) == 0
     content = torch.load("runs/tiny/checkpoints/last.ckpt", weights_only=True)
-    assert content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == 3  # 2 of the first run and 1
+    assert content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"] == 3  # 2 of the first run and 1
     run, last = Path("runs/tiny"), Path("runs/tiny/checkpoints/last.ckpt")
     for number in (9, 10):
         (run / f"hpc_ckpt_{number}.ckpt").write_bytes(last.read_bytes())

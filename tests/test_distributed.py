@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -84,6 +85,32 @@ def test_all_ranks_skip_a_step_that_one_of_them_cannot_use(trained: Path) -> Non
     """The second of two steps, in which the loss of the other rank alone is infinite, and all gradients are finite."""
     before, after = (torch.load(trained / f"spoilt-{steps}.pt") for steps in (1, 2))
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+FAILS_ON_RANK_0 = """
+from lightning.pytorch.demos.boring_classes import BoringModel
+from huvr.errors import HuvrError
+
+class Failing(BoringModel):
+    def training_step(self, batch, batch_idx):
+        if self.global_rank == 0:
+            raise HuvrError("the disk of the first process is full")
+        return super().training_step(batch, batch_idx)
+"""
+
+
+def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(FAILS_ON_RANK_0)
+    options = {"devices": 2, "accelerator": "cpu", "strategy": "ddp", "max_steps": 2, "logger": "false"}
+    done = subprocess.run(
+        [sys.executable, "-m", "huvr", "fit", "--model", "failing.Failing",
+         "--data", "lightning.pytorch.demos.boring_classes.BoringDataModule",
+         *(f"--trainer.{name}={value}" for name, value in options.items())],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == "huvr: error: the disk of the first process is full"
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

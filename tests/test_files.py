@@ -79,7 +79,10 @@ def test_a_directory_takes_an_empty_place_only(tmp_path: Path) -> None:
 
 def test_a_target_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(HuvrError, match=r"cannot write .*: (Not a directory|File exists)"), whole(tmp_path / "file" / "a" / "b"):
+    with (
+        pytest.raises(HuvrError, match=r"cannot write .*: .*/file is a file, not a folder"),
+        whole(tmp_path / "file" / "a" / "b"),
+    ):
         pass
     assert everything(tmp_path) == ["file"]
 
@@ -112,6 +115,12 @@ class Code:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (str(self.folder),)
+
+
+def test_whoever_may_read_other_files_may_read_weights(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    write_safetensors({"x": torch.ones(2)}, tmp_path / "weights")
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:

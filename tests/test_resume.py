@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from PIL import Image
 from safetensors.torch import save_file
@@ -22,6 +22,7 @@ from huvr.data import Images
 from huvr.model import HUVRConfig
 from huvr.optim import OptimizerName, warmup_cosine
 from huvr.pretrain import Pretraining
+from huvr.safety import LastCheckpoint
 from huvr.teacher import Teacher, TeacherConfig
 
 TINY = HUVRConfig(
@@ -46,7 +47,7 @@ class CrashAt(Callback):
 def train(
     photos: Path, run: Path, seed: int, *callbacks: Callback, resume: Path | None = None, accumulate: int = 1,
     optimizer: OptimizerName = "adamw", teachers: Sequence[TeacherConfig] = (), echoes: int = 1, batch_size: int = 2,
-    **options: Any,
+    validate: int = 4, **options: Any,
 ) -> None:  # fmt: skip
     """Two epochs of 8 different batches; a checkpoint ``run/step=N.ckpt`` every other step."""
     torch.manual_seed(seed)
@@ -58,8 +59,8 @@ def train(
     )  # fmt: skip
     checkpoints = ModelCheckpoint(run, "{step}", every_n_train_steps=2, save_top_k=-1, monitor=None)
     trainer = Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        gradient_clip_val=0.01, accumulate_grad_batches=accumulate, val_check_interval=4,
+        default_root_dir=run, max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, gradient_clip_val=0.01, accumulate_grad_batches=accumulate, val_check_interval=validate,
         callbacks=[EMAWeightAveraging(decay=0.9), checkpoints, *callbacks],
     )  # fmt: skip
     trainer.fit(module, data, ckpt_path=resume)
@@ -125,6 +126,45 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     assert weights
     assert not any(torch.equal(expected[name], before[name]) for name in weights)
     assert not any(torch.equal(expected[name], expected[name.replace("current_model_state", "state_dict")]) for name in weights)
+
+
+class StopAfter(Callback):
+    """As a limit of time does."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer.should_stop = batch_idx + 1 >= self.batches
+
+
+@pytest.mark.parametrize(("accumulate", "validate", "stop"), [(1, 4, 5), (1, 8, 5), (2, 8, 5), (3, 8, 8), (2, 3, 3)])
+def test_a_run_that_stops_within_an_epoch_goes_on_from_there(
+    photos: Path, tmp_path: Path, accumulate: int, validate: int, stop: int
+) -> None:
+    """Though Lightning takes the epoch for a whole one, and the stop may come between the batches of a step."""
+    options: dict[str, Any] = {"accumulate": accumulate, "validate": validate}
+    train(photos, tmp_path / "whole", 0, LastCheckpoint(), **options)
+    train(photos, tmp_path / "stopped", 0, StopAfter(stop), LastCheckpoint(), **options)
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == -(-stop // accumulate)
+    train(photos, tmp_path / "resumed", 1, LastCheckpoint(), resume=last, **options)
+    runs = (tmp_path / run / "checkpoints" / "last.ckpt" for run in ("whole", "resumed"))
+    expected, found = map(state, runs)
+    assert expected["/global_step"] == 2 * -(-8 // accumulate)
+    assert not differing(expected, found)
+
+
+def test_a_checkpoint_due_between_the_batches_of_a_step_waits_for_it(photos: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"accumulate": 2, "validate": 3}
+    train(photos, tmp_path / "whole", 0, LastCheckpoint(), **options)
+    with pytest.raises(Crash):  # after the validation of batch 3, and the step that ends with batch 4
+        train(photos, tmp_path / "broken", 0, CrashAt(2), LastCheckpoint(), **options)
+    last = tmp_path / "broken" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    train(photos, tmp_path / "resumed", 1, LastCheckpoint(), resume=last, **options)
+    expected, found = (state(tmp_path / run / "checkpoints" / "last.ckpt") for run in ("whole", "resumed"))
+    assert not differing(expected, found)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

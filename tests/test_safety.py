@@ -149,16 +149,28 @@ def test_a_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["step=4.ckpt"]
 
 
-def written(path: Path, age: int) -> Path:
+def written(path: Path, age: int, step: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"pytorch-lightning_version": "2.6", "state_dict": {"x": torch.ones(1000)}, "optimizer_states": []}, path)
+    state = {"state_dict": {"x": torch.ones(1000)}, "optimizer_states": [], "global_step": step}
+    torch.save({"pytorch-lightning_version": "2.6"} | state, path)
     os.utime(path, (1000 - age, 1000 - age))
     return path
 
 
+def test_auto_takes_the_newest_and_of_one_step_the_last(tmp_path: Path) -> None:
+    """Others may be written every so many steps, but after an epoch that was broken off they count it as a whole one."""
+    last = written(tmp_path / "checkpoints" / "last.ckpt", age=5, step=8)
+    written(tmp_path / "checkpoints" / "epoch=0.ckpt", age=4, step=8)
+    assert find_checkpoint("auto", tmp_path, training=True) == last
+    later = written(tmp_path / "checkpoints" / "step=12.ckpt", age=3, step=12)
+    assert find_checkpoint("auto", tmp_path, training=True) == later
+    requeued = written(tmp_path / "hpc_ckpt_1.ckpt", age=3, step=12)
+    assert find_checkpoint("auto", tmp_path, training=True) == requeued
+
+
 def test_auto_falls_back_to_the_newest_intact_checkpoint(tmp_path: Path) -> None:
     older, newer = (written(tmp_path / "checkpoints" / f"step={step}.ckpt", age=10 - step) for step in (2, 4))
-    last = written(tmp_path / "checkpoints" / "last.ckpt", age=7)
+    last = written(tmp_path / "checkpoints" / "last.ckpt", age=5)
     assert find_checkpoint("auto", tmp_path, training=True) == last
     os.truncate(last, last.stat().st_size // 2)
     with pytest.warns(UserWarning, match=r"last\.ckpt: not a \.ckpt file of huvr fit; it is passed over"):

@@ -16,6 +16,7 @@ WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # the run folder of a run that goes on
     "Precision .* is not supported by the model summary",
     "The `srun` command is available on your system but is not used",
+    r".*Please add the following callbacks: \['SkipNonFinite'\]",  # of a training, for which measuring has no use
     "You're using the WeightAveraging callback with a model that overrides",  # ours shards nothing unless told to
     r"torch\.distributed\.nn\.functional\.all_gather is deprecated",
     ".*does not have many workers",  # the data module chooses their number, or the config does

@@ -101,13 +101,14 @@ def lengthened(given: argparse.Namespace) -> list[str]:
 def run_folder(given: argparse.Namespace, rest: Sequence[str]) -> str:
     """``runs/probe/TASK-ENCODER-TOKENS-DATA-OTHERS``: different probes neither overwrite each other nor go on from each other."""
     parts = (given.task, given.encoder, given.generator, given.tokens, given.root)
-    names = [shortened(re.sub(r"[^\w.]+", "-", part).strip("-."), part) for part in parts if part]
+    names = [shortened(part) for part in parts if part]
     return "runs/probe/" + "-".join([*names, *others(rest)])
 
 
-def shortened(name: str, part: str) -> str:
-    """The end of a long name, with a hash of the whole ``part`` it stands for."""
-    return name if len(name) <= 60 else f"{name[-60:]}-{hashlib.sha256(part.encode()).hexdigest()[:8]}"
+def shortened(part: str) -> str:
+    """What a name or path has of letters and digits, at most its end; with a hash where that does not tell it from all others."""
+    name = re.sub(r"[^\w.]+", "-", part).strip("-.")
+    return name if name == part and len(name) <= 60 else f"{name[-60:]}-{hashlib.sha256(part.encode()).hexdigest()[:8]}"
 
 
 def others(rest: Sequence[str]) -> list[str]:

@@ -23,20 +23,24 @@ a callback under ``trainer.callbacks`` writes what the module predicts. Steps of
 from __future__ import annotations
 
 import argparse
+import fcntl
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar, ThroughputMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -69,14 +73,52 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     except MisconfigurationException as error:
         raise HuvrError(str(error)) from None
     options = cli.config
+    if Path(options.run).is_file():
+        raise HuvrError(f"run folder {options.run}: it is a file")
     checkpoint = find_checkpoint(options.ckpt_path, Path(options.run), training=verb == "fit")
+    if checkpoint is None:
+        refuse_to_overwrite(Path(options.run), verb, cli.trainer)
     rank_zero_info(f"run folder: {options.run}")
     if verb != "fit" and checkpoint is None and not getattr(cli.model, "start", None):
         rank_zero_warn(f"{verb} without --ckpt_path: of {type(cli.model).__name__} with the weights that it begins with")
     method = getattr(cli.trainer, verb)
     extra = {"return_predictions": False} if verb == "predict" else {}
-    with plain_endings(cli.trainer, checkpoint):
+    alone = only_one(Path(options.run), cli.trainer) if verb == "fit" else nullcontext()
+    with alone, ended_together(cli.trainer), plain_endings(cli.trainer, checkpoint):
         method(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True, **extra)
+
+
+@contextmanager
+def only_one(run: Path, trainer: Trainer) -> Iterator[None]:
+    """No two trainings write into one run folder, where each would take the other's half-written checkpoint for a leftover.
+
+    Raises:
+        HuvrError: where another one does.
+    """
+    if not trainer.is_global_zero or not trainer.checkpoint_callbacks:
+        yield
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / ".lock", "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which outlives a killed process in its workers
+        except (BlockingIOError, PermissionError):
+            if "SLURM_RESTART_COUNT" not in os.environ:  # no job is started twice, but a node that failed may have left its lock
+                raise HuvrError(f"run folder {run}: another training is at work there; choose another --run") from None
+        except OSError:
+            rank_zero_warn(f"run folder {run}: its file system has no locks, so take care that no other training works there")
+        yield
+
+
+@contextmanager
+def ended_together(trainer: Trainer) -> Iterator[None]:
+    """An error ends the processes that this one started too: they would wait for it, and bury its line under theirs."""
+    try:
+        yield
+    except Exception:
+        if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        raise
 
 
 @contextmanager
@@ -100,9 +142,12 @@ def plain_endings(trainer: Trainer, checkpoint: Path | None) -> Iterator[None]:
             raise
         raise HuvrError(f"trainer: {error}") from None
     except RuntimeError as error:
-        if str(error).startswith("DataLoader worker (pid"):  # torch notices at any point of a step
+        # torch notices at any point of a step, and may then fail at clearing up
+        if death := next(
+            (str(each) for each in (error, error.__context__) if str(each).startswith("DataLoader worker (pid")), None
+        ):
             raise HuvrError(
-                f"a process that loads images died ({str(error).rstrip('. ')}), often for want of memory, of which fewer "
+                f"a process that loads images died ({death.rstrip('. ')}), often for want of memory, of which fewer "
                 "data.workers take less; --ckpt_path auto goes on from the last checkpoint"
             ) from error
         if checkpoint is None or "loading state_dict" not in str(error):
@@ -113,9 +158,9 @@ def plain_endings(trainer: Trainer, checkpoint: Path | None) -> Iterator[None]:
 def find_checkpoint(name: str | None, run: Path, training: bool) -> Path | None:
     """The checkpoint file to start from: ``name`` itself, or for "auto" the newest intact one of the run.
 
-    After a SLURM requeue that is Lightning's ``hpc_ckpt_*`` file, which its own ``last`` overlooks. Checkpoints of
-    other names are turned to where there is no intact one of these two. A damaged one is warned of, and passed over.
-    So is one of weights alone where training is to go on.
+    After a SLURM requeue that is Lightning's ``hpc_ckpt_*`` file, which its own ``last`` overlooks. Of several of the same
+    step ``hpc_ckpt_*`` and ``last*`` come first: others may have counted an epoch that was broken off as a whole one. A
+    damaged one is warned of, and passed over, and so is one of weights alone where training is to go on and there is no other.
 
     Args:
         training: training goes on from it, or starts anew where "auto" finds none.
@@ -129,17 +174,28 @@ def find_checkpoint(name: str | None, run: Path, training: bool) -> Path | None:
     if name != "auto":
         check_checkpoint(Path(name), training)
         return Path(name)
-    latest = {*run.glob("hpc_ckpt_*.ckpt"), *run.glob("checkpoints/last*.ckpt")}
-    found = [path for path in latest.union(run.glob("checkpoints/*.ckpt")) if path.is_file()]
     damaged = False
-    for path in sorted(found, key=lambda path: (path in latest, path.stat().st_mtime), reverse=True):
+    weights_alone: list[HuvrError] = []
+    newest: tuple[int, Path] | None = None
+    for path in checkpoints_in(run):
+        ours = path.name.startswith(("hpc_ckpt_", "last"))
+        if newest and not ours:
+            continue
         try:
-            check_checkpoint(path, training)
+            step = check_checkpoint(path, training)
+        except WeightsAlone as error:
+            weights_alone.append(error)
         except HuvrError as error:
             rank_zero_warn(f"{error}; it is passed over")
-            damaged |= not isinstance(error, WeightsAlone)
+            damaged = True
         else:
-            return path
+            if ours and (newest is None or step == newest[0]):
+                return path
+            newest = newest or (step, path)
+    if newest:
+        return newest[1]
+    for each in weights_alone:
+        rank_zero_warn(f"{each}; it is passed over")
     if damaged:
         raise HuvrError(f"ckpt_path auto: no checkpoint in {run} can be read; to start anew, remove them or choose another run")
     if not training:
@@ -147,14 +203,36 @@ def find_checkpoint(name: str | None, run: Path, training: bool) -> Path | None:
     return None
 
 
+def checkpoints_in(run: Path) -> list[Path]:
+    """The checkpoints of a run, newest first, and on every process in the same order."""
+    found = [path for path in (*run.glob("hpc_ckpt_*.ckpt"), *run.glob("checkpoints/*.ckpt")) if path.is_file()]
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, str(path)), reverse=True)
+
+
+def refuse_to_overwrite(run: Path, verb: str, trainer: Trainer) -> None:
+    """Raise a HuvrError where training that begins anew would replace the checkpoints of an earlier one.
+
+    On SLURM also where a requeued job left a checkpoint: Lightning takes it there, for whatever verb, when it is given none.
+    """
+    found = checkpoints_in(run)
+    if left := SLURMEnvironment.detect() and next((path for path in found if path.parent == run), None):
+        raise HuvrError(f"{left}: left by a job that was requeued; --ckpt_path auto takes it, to do without remove it")
+    if found and verb == "fit" and trainer.checkpoint_callbacks and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        raise HuvrError(
+            f"run folder {run} holds a training ({found[0].relative_to(run)}): --ckpt_path auto goes on with it; "
+            "to begin another, choose another --run or remove it"
+        )
+
+
 class WeightsAlone(HuvrError):
     """A checkpoint that training cannot go on from."""
 
 
-def check_checkpoint(path: Path, training: bool) -> None:
-    """Raise a HuvrError unless the file is a checkpoint of training, and one to go on from if ``training``."""
+def check_checkpoint(path: Path, training: bool) -> int:
+    """The step of a checkpoint; a HuvrError unless the file is one of training, and one to go on from if ``training``."""
     if not path.is_file():
-        raise HuvrError(f"checkpoint {path}: no such file (expected a .ckpt file of huvr fit, or auto)")
+        problem = "a folder" if path.is_dir() else "no such file"
+        raise HuvrError(f"checkpoint {path}: {problem} (expected a .ckpt file of huvr fit, or auto for that of --run)")
     try:
         content = read_torch(path)
     except HuvrError:
@@ -163,6 +241,7 @@ def check_checkpoint(path: Path, training: bool) -> None:
         raise HuvrError(f"checkpoint {path}: not a .ckpt file of huvr fit")
     if training and "optimizer_states" not in content:
         raise WeightsAlone(f"checkpoint {path}: of weights alone (save_weights_only), from which training cannot go on")
+    return content.get("global_step", 0)
 
 
 def classes_named(arguments: Sequence[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from huvr.data import photos
-from huvr.data.loader import Batch, Draws, Loader, TrainLoader, collate, held_out_batches
+from huvr.data.loader import ROUND, Batch, Draws, Loader, TrainLoader, collate, held_out_batches
 from huvr.data.samples import HeldOutSet, Rows, TrainSet, seed_of
 from huvr.data.sources import HELD_OUT_SPLITS, Table, open_splits
 from huvr.data.stream import HeldOutStream, TrainStream, readable
@@ -192,7 +192,9 @@ class Images(LightningDataModule):
             # A persistent worker would never hear of the next epoch.
             batches = self._batches(sampler, min(self.workers, rows.num_shards), persistent_workers=False)
         finished = partial(finished_batches, self.trainer) if self.trainer else None
-        self._loader = TrainLoader(batches, sampler, length, self._resume, finished, self.echoes)
+        # the batches that one step accumulates are all different
+        together = max(ROUND, self.trainer.accumulate_grad_batches if self.trainer else 1)
+        self._loader = TrainLoader(batches, sampler, length, self._resume, finished, self.echoes, together)
         return self._loader
 
     def state_dict(self) -> dict[str, int]:
@@ -245,6 +247,8 @@ class Images(LightningDataModule):
                 "would wait for another for good: set trainer.limit_val_batches 0 or data.streaming false"
             )
         mine = split_dataset_by_node(rows, rank, world)
+        if world > 1 and next(iter(mine), None) is None:  # every rank takes part in the means: one image is looked at twice
+            mine = rows.take(1)
         return Loader(self._batches(HeldOutStream(mine, self.size, self.root), min(self.workers, mine.num_shards)))
 
     def _batches(self, dataset: Dataset, workers: int, **options: Any) -> DataLoader:

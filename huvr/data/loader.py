@@ -16,7 +16,7 @@ from huvr.errors import HuvrError
 
 Batch = dict[str, Any]
 
-ROUND = 4  # batches that come before the first of them comes again
+ROUND = 4  # batches, at least, that come before the first of them comes again
 
 
 class Echo(NamedTuple):
@@ -137,8 +137,9 @@ class TrainLoader(Loader):
         resume: the state to go on from, emptied when the next iteration begins; may be filled until then.
         finished: how many batches of this epoch the trainer has finished, which a checkpoint written in
             the middle of a step needs to know; by default those handed out, not those prefetched.
-        echoes: how often each batch comes, the very same pictures, in rounds of ``ROUND`` batches; above 1 a batch has
+        echoes: how often each batch comes, the very same pictures, in rounds of ``together`` batches; above 1 a batch has
             its :class:`Echo` beside the images.
+        together: batches of a round, none of which comes twice in as many.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class TrainLoader(Loader):
         resume: dict[str, int],
         finished: Callable[[], int] | None = None,
         echoes: int = 1,
+        together: int = ROUND,
     ) -> None:
         super().__init__(batches)
         self.sampler = sampler
@@ -156,6 +158,7 @@ class TrainLoader(Loader):
         self.resume = resume
         self.finished = finished
         self.echoes = echoes
+        self.together = together if echoes > 1 else 1
         self.epoch = self.handed = 0
 
     def __len__(self) -> int:
@@ -177,9 +180,8 @@ class TrainLoader(Loader):
         self.resume.clear()
         self.handed = min(done, len(self))
         # Only with a round of echoes can a new one begin.
-        together = ROUND if self.echoes > 1 else 1
-        rounds, rest = divmod(self.handed, together * self.echoes)
-        first = self.sampler.start = rounds * together
+        rounds, rest = divmod(self.handed, self.together * self.echoes)
+        first = self.sampler.start = rounds * self.together
         # A stream can only begin where it is the first worker's turn.
         surplus = first % max(1, self.batches.num_workers) if isinstance(self.sampler, TrainStream) else 0
         fresh = self._told(islice(self.batches, surplus, surplus + self.length - first))
@@ -192,7 +194,7 @@ class TrainLoader(Loader):
         numbered = enumerate(batches, start=self.epoch * self.length + first)
         while True:
             kept = []
-            for number, batch in islice(numbered, ROUND):
+            for number, batch in islice(numbered, self.together):
                 kept.append((number, batch))
                 yield batch | {"echo": Echo(number, self.echoes - 1)}
             if not kept:

@@ -16,7 +16,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff",
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """All images below ``folder``, sorted; links are followed, hidden files are not images.
+    """All images below ``folder``, sorted; links are followed, but hidden files and folders are not looked at.
 
     Raises:
         HuvrError: there is no such folder, or no image in it.
@@ -31,10 +31,17 @@ def list_images(folder: str | Path) -> list[Path]:
 
 def images_below(folder: Path) -> Iterator[Path]:
     """The same one by one, in no order; none where there are none."""
-    for parent, _, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        # Not what tools keep beside the images (.ipynb_checkpoints, .thumbnails), nor a link to where the walk came from.
+        above = {os.path.realpath(each) for each in (Path(parent), *Path(parent).parents)}
+        folders[:] = [each for each in folders if not hidden(each) and os.path.realpath(Path(parent, each)) not in above]
         for name in names:
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+            if Path(name).suffix.lower() in SUFFIXES and not hidden(name):
                 yield Path(parent, name)
+
+
+def hidden(name: str) -> bool:
+    return name.startswith(".")
 
 
 def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:

@@ -43,6 +43,8 @@ def open_splits(root: str, streaming: bool = False) -> dict[str, Table]:
     """
     path = Path(root).expanduser()
     if root == "photos":
+        if path.is_dir():
+            raise HuvrError("data root 'photos': the name of a data set of huvr, and a folder here, which is meant by ./photos")
         return {split: _listing(files) for split, files in photos.paths().items()}
     if path.is_dir() and not _packs_meant(path):
         return dict(_folder(path))

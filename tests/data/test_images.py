@@ -53,7 +53,7 @@ def labels(batches: Iterable[dict[str, Tensor]]) -> list[int]:
 
 
 def rank(number: int, world: int) -> Any:
-    return SimpleNamespace(global_rank=number, world_size=world)
+    return SimpleNamespace(global_rank=number, world_size=world, accumulate_grad_batches=1)
 
 
 def test_a_folder_without_splits_is_divided_once_for_all_seeds(tmp_path: Path) -> None:
@@ -139,6 +139,16 @@ def test_a_test_measures_the_test_split_or_else_what_validation_looks_at(tmp_pat
     assert tested == validated
 
 
+def test_of_a_stream_shorter_than_the_ranks_each_looks_at_an_image(shards: Path) -> None:
+    """Or one of them would not take part in the means of all."""
+    data = images(shards, streaming=True)
+    seen = []
+    for number in range(5):
+        data.trainer = SimpleNamespace(global_rank=number, world_size=5, strategy=None)
+        seen.append(numbers(data.val_dataloader()))
+    assert seen == [[100], [101], [102], [100], [100]]
+
+
 def test_weights_in_shards_are_not_measured_on_a_stream(shards: Path) -> None:
     data = images(shards, streaming=True)
     data.trainer = SimpleNamespace(global_rank=0, world_size=2, strategy=Sharded())
@@ -198,6 +208,13 @@ def test_batches_come_again_with_the_very_same_crops(noise: Path, echoes: int) -
     assert list(numbers) == [number for each in rounds for _ in range(echoes) for number in each]
     assert list(left) == [again for each in rounds for again in reversed(range(echoes)) for _ in each]
     assert "echo" not in expected[0]
+
+
+def test_no_step_accumulates_a_batch_and_its_echo(noise: Path) -> None:
+    data = images(noise, sizes=SHAPES, epoch_size=32, echoes=2)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, accumulate_grad_batches=6)
+    numbers = [batch["echo"].number for batch in islice(data.train_dataloader(), 24)]
+    assert numbers == [*range(6), *range(6), *range(6, 12), *range(6, 12)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

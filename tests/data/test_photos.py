@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from huvr.data import Images, photos
+from huvr.data.sources import open_splits
 from huvr.errors import HuvrError
 
 
@@ -32,6 +33,15 @@ def test_the_names_of_both_sides_are_printed(caplog: pytest.LogCaptureFixture) -
     assert "astronaut.png" in train
     assert held_out == "chelsea.png, rocket.jpg"
     assert all(path.name in train for path in photos.paths()["train"])
+
+
+def test_a_folder_of_that_name_is_an_error_that_says_how_to_mean_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(
+        HuvrError, match=r"data root 'photos': the name of a data set of huvr, and a folder here, .* by \./photos"
+    ):
+        open_splits("photos")
 
 
 def test_by_default_an_epoch_is_2048_crops_and_all_held_out_photographs_are_seen() -> None:

@@ -44,6 +44,16 @@ def test_images_are_listed_sorted_at_any_depth_without_hidden_and_other_files(tm
     assert [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)] == ["b/a.tif", "b/deep/x.jpeg", "c.PNG"]
 
 
+def test_hidden_folders_and_links_to_where_the_walk_came_from_are_passed_over(tmp_path: Path) -> None:
+    root, other = tmp_path / "root", tmp_path / "other"
+    for name in (root / "cat" / "a.png", root / ".ipynb_checkpoints" / "a.png", other / "b.png"):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.touch()
+    for link, target in {"cat/self": root / "cat", "cat/up": root, "cat/above": tmp_path, "linked": other}.items():
+        (root / link).symlink_to(target)
+    assert [path.relative_to(root).as_posix() for path in list_images(root)] == ["cat/a.png", "linked/b.png"]
+
+
 def test_a_missing_folder_and_one_without_images_are_errors(tmp_path: Path) -> None:
     with pytest.raises(HuvrError, match=r"nowhere: no such folder"):
         list_images(tmp_path / "nowhere")

@@ -95,7 +95,7 @@ def test_a_probe_leaves_a_record(encoder: str, pictures: Path, capsys: pytest.Ca
     assert main(["probe", "--task", "knn", "--encoder", encoder, "--tokens", "tintok", *SMALL, "--model.k", "[1, 5]"]) == 0
     (run,) = Path("runs/probe").iterdir()
     assert run.name.startswith("knn-")
-    assert re.search("net-tintok-pictures-[0-9a-f]{8}$", run.name)
+    assert re.search("net-[0-9a-f]{8}-tintok-pictures-[0-9a-f]{8}$", run.name)
     record = json.loads((run / "record.json").read_text())
     assert record["metrics"].keys() == {"top1_k1", "mean_per_class_k1", "top1_k5", "mean_per_class_k5"}
     assert record["metrics"]["top1_k1"] == 100  # colours are easily told apart
@@ -132,6 +132,7 @@ def test_options_that_bear_on_the_figures_name_the_folder() -> None:
     assert stored == name("--model.init_args.encoder.stored=int8 --data.root=pictures") == f"{plain}-model.encoder.stored=int8"
     others = ("--model.encoder.layer -1", "--config a/own.yaml", "--config a-own.yaml", "--model.k [1]", "--model.k [-1]")
     assert len({plain, stored, *(name(f"--data.root pictures {other}") for other in others)}) == 7
+    assert len({name(f"--data.root {root}") for root in ("x", "../x", "/x", "x/y", "x-y")}) == 5
     deep = "2026-11-20_of_a_long_training_with_a_long_name/checkpoints/last.ckpt"
     assert len({name(f"--data.root pictures --encoder {net}/{deep}") for net in ("first", "second")}) == 2
     for same in ("--trainer.callbacks+=Timer", "--trainer.devices 1", "--ckpt_path auto", "--data.workers 0", "--data.cache c"):
@@ -175,7 +176,7 @@ def test_mistakes_are_one_line(
     assert error_of(capsys, *knn, "--encoder", "nowhere").startswith("nowhere: no such file or directory; expected")
     assert error_of(capsys, *knn, "--encoder", str(foreign)).startswith(f"{foreign}: no weights found here")
     assert error_of(capsys, *knn, "--data.root", "nowhere/at/all").startswith("data root 'nowhere/at/all': no such file")
-    assert error_of(capsys, *knn) == "k 200: there are only 18 training images"
+    assert error_of(capsys, *knn) == "k 200: there are only 18 training images; set fewer neighbours, as in --model.k [1]"
     assert error_of(capsys, "probe", "--task", "knn", "--encoder", encoder).startswith("which data? --data.root with")
     assert error_of(capsys, "tasks", "now") == "huvr tasks takes no options, got 'now'"
     assert not list(Path("runs").glob("probe/*/record.json"))
