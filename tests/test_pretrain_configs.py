@@ -61,7 +61,7 @@ def test_two_additions_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
     for number, split in enumerate(("train", "train", "val")):
-        folder = tmp_path / "photos" / split
+        folder = tmp_path / "pictures" / split
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[number]).save(folder / f"{number}.png")
     save_file(timm.create_model("test_vit").state_dict(), "teacher.safetensors")
@@ -69,7 +69,7 @@ def test_two_additions_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "model.net.width": 48, "model.net.depth": 1, "model.net.heads": 3, "model.net.decoder_width": 48,
         "model.net.decoder_heads": 3, "model.net.decoder_depth": 1, "model.net.decoder_hidden": 96,
         "model.net.inr_widths": "[16, 16, 16]", "model.teachers": "[{name: test_vit, weights: teacher.safetensors}]",
-        "data.root": "photos", "data.size": 32, "data.batch_size": 2, "data.epoch_size": 4, "data.workers": 0,
+        "data.root": "pictures", "data.size": 32, "data.batch_size": 2, "data.epoch_size": 4, "data.workers": 0,
         "trainer.max_epochs": 1, "trainer.accelerator": "cpu", "trainer.precision": "32-true",
     }  # fmt: skip
     command = shlex.split(ROWS["ViT-L/16", 8][1])[1:]

@@ -38,7 +38,7 @@ def reconstruct(
         out: folder for the pictures; those of an earlier call are overwritten.
         scale: also draw every reconstruction this many times as large, OUT/PHOTO_x2.png for 2.
         size: resize photos first so that the shorter side has this many pixels.
-        refine: steps of descent that look for better TinToks of each photo; 30 take some fifty times as long as none.
+        refine: steps of descent that look for better TinToks of each photo; 30 take some thirty times as long as encoding it.
     """
     if refine < 0:
         raise HuvrError(f"refine {refine}: expected 0 or more")
