@@ -97,12 +97,15 @@ def write_torch(content: dict[str, Any], path: Path) -> None:
         raise OSError(_line(error)) from None
 
 
-def read_torch(path: Path) -> dict[str, Any]:
-    """A dictionary written by ``torch.save``: tensors and plain values only; code in it is never run."""
+def read_torch(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """A dictionary written by ``torch.save``: tensors and plain values only; code in it is never run.
+
+    With ``mmap`` the tensors stay on the disk until they are looked at.
+    """
     import torch
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:  # torch's own message advises to load the code
         raise HuvrError(f"{path}: not a checkpoint of tensors and plain values alone, and nothing else is loaded") from None
     except Exception as error:  # a damaged archive can fail in any way

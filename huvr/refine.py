@@ -27,7 +27,7 @@ def refined(draw: Callable[..., Tensor], start: Sequence[Tensor], images: Tensor
 
     Args:
         draw: tensors like ``start``, one argument each, to pictures ``(B, 3, H, W)`` in [0, 1].
-        start: ``(B, …)`` each, as the encoder gave them; what is found is in fp32 or better.
+        start: ``(B, …)`` each, as the encoder gave them, in the precision that ``draw`` takes them in.
         images: ``(B, 3, H, W)`` in [0, 1].
         steps: of Adam, its rate falling to 0 along half a cosine; 0 returns the start.
 
@@ -39,14 +39,15 @@ def refined(draw: Callable[..., Tensor], start: Sequence[Tensor], images: Tensor
     if not steps:
         return tuple(start)
     with torch.inference_mode(False), torch.enable_grad():
-        images, start = images.clone(), [tensor.detach().to(exact(tensor), copy=True) for tensor in start]
-        units = [per_image(tensor.flatten(1).std(dim=1), tensor) for tensor in start]
-        moves = [torch.zeros_like(tensor, requires_grad=True) for tensor in start]
+        images, start = images.clone(), [tensor.detach().clone() for tensor in start]
+        units = [per_image(tensor.float().flatten(1).std(dim=1), tensor) for tensor in start]
+        # in fp32 or better: small moves are lost in half precision
+        moves = [torch.zeros_like(old, dtype=torch.promote_types(old.dtype, torch.float), requires_grad=True) for old in start]
         optimizer = Adam(moves, RATE, BETAS)
         schedule = CosineAnnealingLR(optimizer, steps)
 
         def found() -> list[Tensor]:
-            return [torch.addcmul(tensor, unit, move) for tensor, unit, move in zip(start, units, moves, strict=True)]
+            return [(old + unit * move).to(old.dtype) for old, unit, move in zip(start, units, moves, strict=True)]
 
         def errors() -> Tensor:
             return (draw(*found()) - images).float().square().flatten(1).sum(dim=1)
@@ -60,11 +61,6 @@ def refined(draw: Callable[..., Tensor], start: Sequence[Tensor], images: Tensor
             error = errors()
     better = error < first  # false where the search left the finite numbers
     return tuple(torch.where(per_image(better, old), new, old).detach() for new, old in zip(found(), start, strict=True))
-
-
-def exact(tensor: Tensor) -> torch.dtype:
-    """fp32 or better: small moves are lost in half precision."""
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def per_image(values: Tensor, tensor: Tensor) -> Tensor:

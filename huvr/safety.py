@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +120,9 @@ class LastCheckpoint(ModelCheckpoint):
         if self._accumulating:
             self._wait(trainer)
             return
-        trainer.should_stop |= self._stop
-        ends = over(trainer) or (trainer.should_stop and trainer.fit_loop._can_stop_early)
-        if self._due or (ends and not epoch_done(trainer)):
+        if self._due:
             self._save(trainer)
+        trainer.should_stop |= self._stop
         self._due = self._stop = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,7 +133,9 @@ class LastCheckpoint(ModelCheckpoint):
             super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not epoch_done(trainer):  # what is to be saved of it has been, before Lightning counted it
+        if not epoch_done(trainer) and (over(trainer) or trainer.should_stop):
+            with uncounted(trainer):
+                self._save(trainer)
             return
         super().on_train_epoch_end(trainer, pl_module)
         # Not at the end of training itself, when a callback that averages has put the average in the place of the weights.
@@ -153,6 +156,17 @@ class LastCheckpoint(ModelCheckpoint):
 def over(trainer: Trainer) -> bool:
     """Whether it has taken all its steps."""
     return 0 <= trainer.max_steps <= trainer.global_step
+
+
+@contextmanager
+def uncounted(trainer: Trainer) -> Iterator[None]:
+    """The epoch that was broken off is none that training is done with, as Lightning has counted it by its end."""
+    epochs: Any = trainer.fit_loop.epoch_progress
+    for counts in (epochs.total, epochs.current):
+        counts.processed -= 1
+    yield
+    for counts in (epochs.total, epochs.current):
+        counts.processed += 1
 
 
 def epoch_done(trainer: Trainer) -> bool:

@@ -304,7 +304,22 @@ def test_a_training_is_not_replaced_by_another(folder: Path, capsys: pytest.Capt
     assert line in capsys.readouterr().err
     assert main(["fit", "--config", "tiny.yaml", "--trainer.fast_dev_run", "true"]) == 0  # writes none
     assert main(["fit", "--config", "tiny.yaml", "--trainer.enable_checkpointing", "false"]) == 0
+    assert main(["fit", "--config", "tiny.yaml", "--run", "other"]) == 0
+    assert main(["fit", "--config", "tiny.yaml", "--ckpt_path", "other/checkpoints/last.ckpt"]) == 2
+    assert line in capsys.readouterr().err
     assert last.read_bytes() == before
+    last.write_bytes(Path("other/checkpoints/last.ckpt").read_bytes())
+    assert main(["fit", "--config", "tiny.yaml", "--ckpt_path", str(last), "--trainer.max_steps", "3"]) == 0
+
+
+def test_auto_begins_anew_beside_weights_alone(folder: Path) -> None:
+    own = {"filename": "{step}", "save_weights_only": True, "every_n_train_steps": 1, "save_top_k": -1}
+    callbacks = [{"class_path": "ModelCheckpoint", "init_args": own}]
+    write("own.yaml", {"trainer": {"max_steps": 2, "callbacks": callbacks}})
+    assert main(["fit", "--config", "own.yaml"]) == 0
+    Path("runs/own/checkpoints/last.ckpt").unlink()  # as after a crash before the first one
+    with pytest.warns(UserWarning, match="of weights alone .* passed over"):
+        assert main(["fit", "--config", "own.yaml", "--ckpt_path", "auto"]) == 0
 
 
 @pytest.mark.parametrize("verb", ["fit", "validate"])

@@ -87,29 +87,31 @@ def test_all_ranks_skip_a_step_that_one_of_them_cannot_use(trained: Path) -> Non
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
-FAILS_ON_RANK_0 = """
+FAILING = """
+import os
 from lightning.pytorch.demos.boring_classes import BoringModel
 from huvr.errors import HuvrError
 
 class Failing(BoringModel):
     def training_step(self, batch, batch_idx):
-        if self.global_rank == 0:
-            raise HuvrError("the disk of the first process is full")
+        if self.global_rank == int(os.environ["FAILS"]):
+            raise HuvrError("the disk is full")
         return super().training_step(batch, batch_idx)
 """
 
 
-def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path: Path) -> None:
-    (tmp_path / "failing.py").write_text(FAILS_ON_RANK_0)
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path: Path, rank: str) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
     options = {"devices": 2, "accelerator": "cpu", "strategy": "ddp", "max_steps": 2, "logger": "false"}
     done = subprocess.run(
         [sys.executable, "-m", "huvr", "fit", "--model", "failing.Failing",
          "--data", "lightning.pytorch.demos.boring_classes.BoringDataModule",
          *(f"--trainer.{name}={value}" for name, value in options.items())],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=120, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path), "FAILS": rank},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1] == "huvr: error: the disk of the first process is full"
+    assert done.stderr.splitlines()[-1] == "huvr: error: the disk is full"
     assert "Traceback" not in done.stderr
 
 

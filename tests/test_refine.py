@@ -65,10 +65,20 @@ def test_no_steps_are_the_start_and_fewer_are_refused() -> None:
         refined(linear, [START], TARGETS, -1)
 
 
-def test_half_precision_is_refined_in_full() -> None:
-    (found,) = refined(linear, [START.bfloat16()], TARGETS, 5)
-    assert found.dtype == torch.float32
-    assert (errors(found) < errors(START)).all()
+def test_a_network_in_half_precision_is_refined_in_it() -> None:
+    net, images = tiny("PatchwiseHUVR").eval().bfloat16(), pictures(2, 21)
+    parameters = net.encode(images.bfloat16())
+    better = net.refine(parameters, images, 10)
+    assert {tensor.dtype for tensor in better.tensors} == {torch.bfloat16}
+    before, after = ((net.render(each) - images).square().mean(dim=(1, 2, 3)) for each in (parameters, better))
+    assert (after < before).all()
+
+
+def test_tokens_in_half_precision_are_refined_in_that_of_the_weights() -> None:
+    net, images = tiny("PatchwiseHUVR").eval(), pictures(2, 21)
+    with torch.autocast("cpu", torch.bfloat16):
+        parameters = net.encode(images)
+    assert {tensor.dtype for tensor in net.refine(parameters, images, 2).tensors} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", PAINTERS)

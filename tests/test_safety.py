@@ -157,20 +157,21 @@ def written(path: Path, age: int, step: int = 0) -> Path:
     return path
 
 
-def test_auto_takes_the_newest_and_of_one_step_the_last(tmp_path: Path) -> None:
+def test_auto_takes_the_most_steps_and_of_one_step_the_last(tmp_path: Path) -> None:
     """Others may be written every so many steps, but after an epoch that was broken off they count it as a whole one."""
     last = written(tmp_path / "checkpoints" / "last.ckpt", age=5, step=8)
     written(tmp_path / "checkpoints" / "epoch=0.ckpt", age=4, step=8)
+    written(tmp_path / "checkpoints" / "step=6.ckpt", age=1, step=6)  # the order of a copy
     assert find_checkpoint("auto", tmp_path, training=True) == last
     later = written(tmp_path / "checkpoints" / "step=12.ckpt", age=3, step=12)
     assert find_checkpoint("auto", tmp_path, training=True) == later
-    requeued = written(tmp_path / "hpc_ckpt_1.ckpt", age=3, step=12)
+    requeued = written(tmp_path / "hpc_ckpt_1.ckpt", age=4, step=12)
     assert find_checkpoint("auto", tmp_path, training=True) == requeued
 
 
 def test_auto_falls_back_to_the_newest_intact_checkpoint(tmp_path: Path) -> None:
-    older, newer = (written(tmp_path / "checkpoints" / f"step={step}.ckpt", age=10 - step) for step in (2, 4))
-    last = written(tmp_path / "checkpoints" / "last.ckpt", age=5)
+    older, newer = (written(tmp_path / "checkpoints" / f"step={step}.ckpt", age=10 - step, step=step) for step in (2, 4))
+    last = written(tmp_path / "checkpoints" / "last.ckpt", age=5, step=5)
     assert find_checkpoint("auto", tmp_path, training=True) == last
     os.truncate(last, last.stat().st_size // 2)
     with pytest.warns(UserWarning, match=r"last\.ckpt: not a \.ckpt file of huvr fit; it is passed over"):
@@ -206,6 +207,38 @@ def test_no_epoch_is_missed_after_a_checkpoint_of_the_last_batch_of_one(tmp_path
         trainer.fit(BoringModel(), ckpt_path=resume, weights_only=True)
         assert trainer.global_step == 4 * epochs
         resume = tmp_path / "step=4.ckpt" if epochs == 1 else Path(last.best_model_path)
+
+
+class Stopping(BoringModel):
+    """Asks for the end itself, which Lightning hears of after all callbacks."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.trainer.should_stop |= self.trainer.global_step == 5
+
+
+class Overstated(torch.utils.data.IterableDataset[Tensor]):
+    """Says that it has more than it gives."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(torch.ones(8, 32))
+
+
+@pytest.mark.parametrize(("module", "steps"), [(Stopping, 5), (BoringModel, 8)])
+def test_the_last_checkpoint_is_written_however_an_epoch_ends(tmp_path: Path, module: type[BoringModel], steps: int) -> None:
+    data = DataLoader(Overstated() if module is BoringModel else torch.ones(8, 32))  # type: ignore[arg-type]
+    resume = None
+    for epochs in (1, 2):
+        last = LastCheckpoint()
+        trainer = Trainer(
+            default_root_dir=tmp_path, accelerator="cpu", max_epochs=epochs, limit_val_batches=0, logger=False,
+            enable_progress_bar=False, enable_model_summary=False, callbacks=[last],
+        )  # fmt: skip
+        trainer.fit(module(), data, ckpt_path=resume, weights_only=True)
+        assert torch.load(last.best_model_path, weights_only=True)["global_step"] == (steps if epochs == 1 else 16)
+        resume = Path(last.best_model_path)
 
 
 class Dying(LightningDataModule):

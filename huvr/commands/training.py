@@ -26,9 +26,10 @@ import argparse
 import fcntl
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ from huvr.files import read_torch
 from huvr.safety import LastCheckpoint, SkipNonFinite, WholeCheckpoints
 
 DEFAULTS = {"model": "huvr.pretrain.Pretraining", "data": "huvr.data.Images"}
+MISTAKE = 2  # exit status for a mistake of the user
+PATIENCE = 3  # seconds
 DESCRIPTION = """\
 Runs Lightning's Trainer on the module and the data that a config names. Every value of a config is an option too:
 --model.net.tintok_dim 8, --data.root FOLDER, --trainer.max_steps 100. For those of model and data, see --model.help
@@ -76,8 +79,7 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     if Path(options.run).is_file():
         raise HuvrError(f"run folder {options.run}: it is a file")
     checkpoint = find_checkpoint(options.ckpt_path, Path(options.run), training=verb == "fit")
-    if checkpoint is None:
-        refuse_to_overwrite(Path(options.run), verb, cli.trainer)
+    refuse_to_overwrite(Path(options.run), verb, options.ckpt_path, cli.trainer)
     rank_zero_info(f"run folder: {options.run}")
     if verb != "fit" and checkpoint is None and not getattr(cli.model, "start", None):
         rank_zero_warn(f"{verb} without --ckpt_path: of {type(cli.model).__name__} with the weights that it begins with")
@@ -112,13 +114,26 @@ def only_one(run: Path, trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def ended_together(trainer: Trainer) -> Iterator[None]:
-    """An error ends the processes that this one started too: they would wait for it, and bury its line under theirs."""
+    """A mistake of the user is told in one line by the process that found it, and ends those that the first one started too.
+
+    They would wait for each other, or bury that line under theirs.
+    """
     try:
         yield
-    except Exception:
-        if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
-            trainer.strategy.launcher.kill(signal.SIGKILL)
+    except Exception as error:
+        if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
+            told = not isinstance(error, HuvrError) and any(status(child) == MISTAKE for child in launcher.procs)
+            launcher.kill(signal.SIGKILL)
+            if told:
+                raise SystemExit(MISTAKE) from None
         raise
+
+
+def status(child: subprocess.Popen[bytes]) -> int | None:
+    """The exit status of a process that may be about to end."""
+    with suppress(subprocess.TimeoutExpired):
+        return child.wait(timeout=PATIENCE)
+    return None
 
 
 @contextmanager
@@ -156,7 +171,7 @@ def plain_endings(trainer: Trainer, checkpoint: Path | None) -> Iterator[None]:
 
 
 def find_checkpoint(name: str | None, run: Path, training: bool) -> Path | None:
-    """The checkpoint file to start from: ``name`` itself, or for "auto" the newest intact one of the run.
+    """The checkpoint file to start from: ``name`` itself, or for "auto" the intact one of the run with the most steps.
 
     After a SLURM requeue that is Lightning's ``hpc_ckpt_*`` file, which its own ``last`` overlooks. Of several of the same
     step ``hpc_ckpt_*`` and ``last*`` come first: others may have counted an epoch that was broken off as a whole one. A
@@ -174,13 +189,10 @@ def find_checkpoint(name: str | None, run: Path, training: bool) -> Path | None:
     if name != "auto":
         check_checkpoint(Path(name), training)
         return Path(name)
+    found: list[tuple[int, bool, int, str]] = []
     damaged = False
     weights_alone: list[HuvrError] = []
-    newest: tuple[int, Path] | None = None
     for path in checkpoints_in(run):
-        ours = path.name.startswith(("hpc_ckpt_", "last"))
-        if newest and not ours:
-            continue
         try:
             step = check_checkpoint(path, training)
         except WeightsAlone as error:
@@ -189,11 +201,9 @@ def find_checkpoint(name: str | None, run: Path, training: bool) -> Path | None:
             rank_zero_warn(f"{error}; it is passed over")
             damaged = True
         else:
-            if ours and (newest is None or step == newest[0]):
-                return path
-            newest = newest or (step, path)
-    if newest:
-        return newest[1]
+            found.append((step, path.name.startswith(("hpc_ckpt_", "last")), path.stat().st_mtime_ns, str(path)))
+    if found:
+        return Path(max(found)[-1])
     for each in weights_alone:
         rank_zero_warn(f"{each}; it is passed over")
     if damaged:
@@ -204,20 +214,21 @@ def find_checkpoint(name: str | None, run: Path, training: bool) -> Path | None:
 
 
 def checkpoints_in(run: Path) -> list[Path]:
-    """The checkpoints of a run, newest first, and on every process in the same order."""
-    found = [path for path in (*run.glob("hpc_ckpt_*.ckpt"), *run.glob("checkpoints/*.ckpt")) if path.is_file()]
-    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, str(path)), reverse=True)
+    return [path for path in (*run.glob("hpc_ckpt_*.ckpt"), *run.glob("checkpoints/*.ckpt")) if path.is_file()]
 
 
-def refuse_to_overwrite(run: Path, verb: str, trainer: Trainer) -> None:
-    """Raise a HuvrError where training that begins anew would replace the checkpoints of an earlier one.
+def refuse_to_overwrite(run: Path, verb: str, start: str | None, trainer: Trainer) -> None:
+    """Raise a HuvrError where training from ``start`` would replace the checkpoints of another one.
 
     On SLURM also where a requeued job left a checkpoint: Lightning takes it there, for whatever verb, when it is given none.
     """
     found = checkpoints_in(run)
-    if left := SLURMEnvironment.detect() and next((path for path in found if path.parent == run), None):
+    left = next((path for path in found if path.parent == run), None)
+    if left and start is None and SLURMEnvironment.detect():
         raise HuvrError(f"{left}: left by a job that was requeued; --ckpt_path auto takes it, to do without remove it")
-    if found and verb == "fit" and trainer.checkpoint_callbacks and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+    goes_on = start == "auto" or (start is not None and run.resolve() in Path(start).resolve().parents)
+    writes = verb == "fit" and trainer.checkpoint_callbacks and not trainer.fast_dev_run  # type: ignore[attr-defined]
+    if found and writes and not goes_on:
         raise HuvrError(
             f"run folder {run} holds a training ({found[0].relative_to(run)}): --ckpt_path auto goes on with it; "
             "to begin another, choose another --run or remove it"
@@ -234,7 +245,7 @@ def check_checkpoint(path: Path, training: bool) -> int:
         problem = "a folder" if path.is_dir() else "no such file"
         raise HuvrError(f"checkpoint {path}: {problem} (expected a .ckpt file of huvr fit, or auto for that of --run)")
     try:
-        content = read_torch(path)
+        content = read_torch(path, mmap=True)
     except HuvrError:
         content = {}
     if "pytorch-lightning_version" not in content:
@@ -320,7 +331,9 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--run", default=f"runs/{self.verb}", help="Folder of this run; runs/NAME with a config NAME.yaml.")
         parser.link_arguments("run", "trainer.default_root_dir")
         parser.add_argument(
-            "--ckpt_path", type=str | None, help='Checkpoint to start from: a file, or "auto" for the newest of this run, if any.'
+            "--ckpt_path",
+            type=str | None,
+            help='Checkpoint to start from: a file, or "auto" for that of this run with the most steps, if any.',
         )
         # A class that is named replaces the default here already, or it would inherit defaults of parameters of the same name.
         parser.set_defaults({key: {"class_path": path} for key, path in self.classes.items()})

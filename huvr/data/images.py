@@ -247,8 +247,9 @@ class Images(LightningDataModule):
                 "would wait for another for good: set trainer.limit_val_batches 0 or data.streaming false"
             )
         mine = split_dataset_by_node(rows, rank, world)
-        if world > 1 and next(iter(mine), None) is None:  # every rank takes part in the means: one image is looked at twice
-            mine = rows.take(1)
+        if world > 1 and next(readable(mine, self.root), None) is None:
+            first = next(readable(rows, self.root)).row  # looked at twice, as every rank takes part in the means
+            return Loader(self._batches(HeldOutStream([first], self.size, self.root), workers=0))
         return Loader(self._batches(HeldOutStream(mine, self.size, self.root), min(self.workers, mine.num_shards)))
 
     def _batches(self, dataset: Dataset, workers: int, **options: Any) -> DataLoader:

@@ -137,9 +137,9 @@ class TrainLoader(Loader):
         resume: the state to go on from, emptied when the next iteration begins; may be filled until then.
         finished: how many batches of this epoch the trainer has finished, which a checkpoint written in
             the middle of a step needs to know; by default those handed out, not those prefetched.
-        echoes: how often each batch comes, the very same pictures, in rounds of ``together`` batches; above 1 a batch has
-            its :class:`Echo` beside the images.
-        together: batches of a round, none of which comes twice in as many.
+        echoes: how often each batch comes, the very same pictures, in rounds of ``together`` batches or, at the end of an
+            epoch, up to twice as many; above 1 a batch has its :class:`Echo` beside the images.
+        together: so many batches in a row are all different, where an epoch has as many.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class TrainLoader(Loader):
         self.resume = resume
         self.finished = finished
         self.echoes = echoes
-        self.together = together if echoes > 1 else 1
+        self.together = self._together = together
         self.epoch = self.handed = 0
 
     def __len__(self) -> int:
@@ -166,7 +166,10 @@ class TrainLoader(Loader):
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches are done with."""
-        return dict(self.resume) or {"epoch": self.epoch, "batches": self.finished() if self.finished else self.handed}
+        if self.resume:
+            return dict(self.resume)
+        done = self.finished() if self.finished else self.handed
+        return {"epoch": self.epoch, "batches": done} | ({"together": self._together} if self.echoes > 1 else {})
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """The next iteration gives the rest of that epoch, if it is of that epoch."""
@@ -176,12 +179,16 @@ class TrainLoader(Loader):
         # A generator: nothing happens before the first batch is asked for, when the epoch is known.
         self.epoch = self.sampler.epoch
         # A checkpoint written at the end of an epoch is of no concern to the next one.
-        done = self.resume["batches"] if self.resume.get("epoch") == self.epoch else 0
+        begun = dict(self.resume) if self.resume.get("epoch") == self.epoch else {}
         self.resume.clear()
-        self.handed = min(done, len(self))
-        # Only with a round of echoes can a new one begin.
-        rounds, rest = divmod(self.handed, self.together * self.echoes)
-        first = self.sampler.start = rounds * self.together
+        self.handed = min(begun.get("batches", 0), len(self))
+        # An epoch ends in the rounds that it began in, and only with a round of echoes can a new one begin.
+        self._together = begun.get("together", ROUND) if begun else self.together
+        together = self._together if self.echoes > 1 else 1
+        last = max(0, self.length // together - 1) if self.echoes > 1 else self.length
+        rounds = min(self.handed // (together * self.echoes), last)
+        rest = self.handed - rounds * together * self.echoes
+        first = self.sampler.start = rounds * together
         # A stream can only begin where it is the first worker's turn.
         surplus = first % max(1, self.batches.num_workers) if isinstance(self.sampler, TrainStream) else 0
         fresh = self._told(islice(self.batches, surplus, surplus + self.length - first))
@@ -192,13 +199,12 @@ class TrainLoader(Loader):
     def _echoed(self, batches: Iterator[Batch], first: int) -> Iterator[Batch]:
         """Rounds of ``batches``, the first of which is number ``first`` of its epoch, each round ``echoes`` times."""
         numbered = enumerate(batches, start=self.epoch * self.length + first)
-        while True:
+        last = max(0, (self.length - first) // self._together - 1)
+        for rounds in range(last + 1):
             kept = []
-            for number, batch in islice(numbered, self.together):
+            for number, batch in islice(numbered, self._together if rounds < last else None):
                 kept.append((number, batch))
                 yield batch | {"echo": Echo(number, self.echoes - 1)}
-            if not kept:
-                return
             for left in reversed(range(self.echoes - 1)):
                 for number, batch in kept:
                     yield batch | {"echo": Echo(number, left)}

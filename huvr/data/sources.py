@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset
 from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from huvr.data import photos
 from huvr.data.reading import images_below, list_images
@@ -44,7 +45,7 @@ def open_splits(root: str, streaming: bool = False) -> dict[str, Table]:
     path = Path(root).expanduser()
     if root == "photos":
         if path.is_dir():
-            raise HuvrError("data root 'photos': the name of a data set of huvr, and a folder here, which is meant by ./photos")
+            rank_zero_warn("data root 'photos': the data set of that name, not the folder here, which is ./photos")
         return {split: _listing(files) for split, files in photos.paths().items()}
     if path.is_dir() and not _packs_meant(path):
         return dict(_folder(path))

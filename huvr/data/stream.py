@@ -49,7 +49,7 @@ def readable(rows: Iterable[dict[str, Any]], source: str) -> Iterator[Found]:
 class HeldOutStream(IterableDataset[Sample]):
     """One pass through a stream, each image seen at its middle."""
 
-    def __init__(self, rows: datasets.IterableDataset, size: int, source: str) -> None:
+    def __init__(self, rows: Iterable[dict[str, Any]], size: int, source: str) -> None:
         self.rows, self.size, self.source = rows, size, source
 
     def __iter__(self) -> Iterator[Sample]:

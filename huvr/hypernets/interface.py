@@ -128,7 +128,9 @@ class HyperINR(nn.Module):
         def draw(*tensors: Tensor) -> Tensor:
             return self.render(replace(parameters, tensors=tensors))
 
-        return replace(parameters, tensors=refined(draw, parameters.tensors, images, steps))
+        precision = next(self.parameters()).dtype
+        start = [tensor.to(precision) for tensor in parameters.tensors]
+        return replace(parameters, tensors=refined(draw, start, images, steps))
 
     def loss(self, painted: Tensor, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Between two pictures, by the convention of the network's paper; here over all pixels, in [0, 1]."""

@@ -181,14 +181,14 @@ class HUVR(nn.Module):
 
         The global one stays, so that images are recognised by it as before; refining it too hardly shows.
         """
-        height, width = images.shape[-2:]
+        (height, width), precision = images.shape[-2:], self.inr.to_pixels.weight.dtype
 
         def draw(patches: Tensor) -> Tensor:
-            cls = tintoks.cls.to(patches.dtype, copy=True)  # an inference tensor would let no gradient pass
+            cls = tintoks.cls.to(precision, copy=True)  # an inference tensor would let no gradient pass
             return self.render(self.expand(replace(tintoks, cls=cls, patches=patches)), size=(height, width))
 
-        (patches,) = refined(draw, [tintoks.patches], images, steps)
-        return replace(tintoks, cls=tintoks.cls.to(patches.dtype), patches=patches)
+        (patches,) = refined(draw, [tintoks.patches.to(precision)], images, steps)
+        return replace(tintoks, cls=tintoks.cls.to(precision), patches=patches)
 
     def save(self, directory: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors``; :func:`huvr.load` reads them back."""

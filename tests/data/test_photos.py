@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from known_images import write_folder
 from PIL import Image
 
 from huvr.data import Images, photos
@@ -35,13 +36,12 @@ def test_the_names_of_both_sides_are_printed(caplog: pytest.LogCaptureFixture) -
     assert all(path.name in train for path in photos.paths()["train"])
 
 
-def test_a_folder_of_that_name_is_an_error_that_says_how_to_mean_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_that_name_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    with pytest.raises(
-        HuvrError, match=r"data root 'photos': the name of a data set of huvr, and a folder here, .* by \./photos"
-    ):
-        open_splits("photos")
+    write_folder(tmp_path / "photos", [3])
+    with pytest.warns(UserWarning, match=r"the data set of that name, not the folder here, which is \./photos"):
+        assert len(open_splits("photos")["train"]) == 12
+    assert len(open_splits("./photos")["train"]) == 1
 
 
 def test_by_default_an_epoch_is_2048_crops_and_all_held_out_photographs_are_seen() -> None:
