@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -63,7 +64,7 @@ def short(argument: str) -> str:
 def write_record(name: str, data: str, config: dict[str, Any], figures: Any, folder: Path = RESULTS) -> None:
     """Write ``<folder>/<name>.json`` whole or not at all."""
     record = {
-        "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *map(short, sys.argv[1:])]),
+        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *map(short, sys.argv[1:])]),
         "commit": COMMIT,
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(),

@@ -3,8 +3,8 @@
     python benchmarks/where_lost.py --data imagenet1k-sample-256/train.parquet --encoders huvr-tiny runs/tiny
 
 Middle squares of photographs, of which the last tenth is held out. Linear maps to the pixels of a patch, fitted by least squares
-to the training photographs, read the patch token beside the global one: what tokens and TinToks hold, without a decoder.
-TinToks found by descent on each image, from those of the encoder on, show what the decoder could draw from so many numbers.
+to the training photographs, read its token, after the LayerNorm that comes before TinToks, or its TinTok: what these hold,
+without a decoder. TinToks found by descent on each image, from those of the encoder on, show what the decoder could draw from so many numbers.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 from common import RESULTS, short, write_record
 from pictures import load_pictures
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import center_crop
 
 from huvr import HUVR, load
 from huvr.metrics import psnr
-from huvr.model import Tokens
 from huvr.tasks.rivals import PatchPCA
 
 BATCH = 16
@@ -35,10 +34,12 @@ def squares(pictures: list[Tensor], size: int) -> Iterator[Tensor]:
         yield batch.float() / 255
 
 
-def inputs(tokens: Tokens) -> Tensor:
-    """Each patch token beside the global one and a 1."""
-    cls = tokens.cls[:, None].expand(-1, tokens.patches.shape[1], -1)
-    return torch.cat([tokens.patches, cls, torch.ones_like(tokens.patches[..., :1])], dim=2)
+def inputs(patches: Tensor) -> Tensor:
+    """Each patch token beside a 1.
+
+    Not beside the global one: to that, as it is the same for all patches of a photograph, a map would fit photographs by heart.
+    """
+    return torch.cat([patches, torch.ones_like(patches[..., :1])], dim=2)
 
 
 class LinearReader:
@@ -94,11 +95,13 @@ def main() -> None:
         return {"all": mean(method, held_out), "few": mean(method, few)}
 
     def lost(model: HUVR) -> dict[str, dict[str, float]]:
+        norm = model.bottleneck.down[0] if isinstance(model.bottleneck.down, nn.Sequential) else nn.Identity()
+
         def tokens(images: Tensor) -> Tensor:
-            return inputs(model.encode(images))
+            return inputs(norm(model.encode(images).patches))
 
         def tintoks(images: Tensor) -> Tensor:
-            return inputs(model.compress(model.encode(images)))
+            return inputs(model.compress(model.encode(images)).patches)
 
         return {
             "as it is": both(model.reconstruct),

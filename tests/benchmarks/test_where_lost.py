@@ -6,8 +6,6 @@ import torch
 from torch.nn import functional as F
 from where_lost import LinearReader, inputs, squares
 
-from huvr.model import Tokens
-
 
 def test_squares_are_the_middle() -> None:
     picture = torch.arange(3 * 6 * 8, dtype=torch.uint8).view(3, 6, 8)
@@ -15,9 +13,8 @@ def test_squares_are_the_middle() -> None:
     assert torch.equal(batch[0], picture[:, 1:5, 2:6] / 255)
 
 
-def test_inputs_have_the_global_token_beside_each_patch() -> None:
-    tokens = Tokens(torch.tensor([[5.0, 6.0]]), torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), (1, 2))
-    assert inputs(tokens).tolist() == [[[1, 2, 5, 6, 1], [3, 4, 5, 6, 1]]]
+def test_inputs_have_a_one_beside_each_patch_token() -> None:
+    assert inputs(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])).tolist() == [[[1, 2, 1], [3, 4, 1]]]
 
 
 def test_the_linear_reader_is_exact_where_the_pixels_are_linear() -> None:
