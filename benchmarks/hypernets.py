@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=get_args(OptimizerName), default="adamw", help="adamw is the papers' Adam")
     parser.add_argument("--lrs", type=float, nargs="+", default=[3e-5, 1e-4, 3e-4, 1e-3])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--name", help="of the record; hypernets by default, hypernets_cuda on a GPU")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record and the plot")
     args = parser.parse_args()
     make, step = SIZES[args.sizes]
@@ -213,8 +214,8 @@ def main() -> None:
     chosen_on, test = (random_crops(held_out[part::2], 48, args.size, np.random.default_rng(part)) for part in (0, 1))
     networks, patch = make(args.size), 16 if args.sizes == "paper" else small_patch(args.size)
 
-    name = "hypernets" + ("_cuda" if torch.cuda.is_available() else "")
-    options = {key: value for key, value in vars(args).items() if key not in ("out", "data")}
+    name = args.name or "hypernets" + ("_cuda" if torch.cuda.is_available() else "")
+    options = {key: value for key, value in vars(args).items() if key not in ("out", "data", "name")}
     finished = Finished(args.out, name, options | {"data": data})
     about = ("sizes", "size", "batch", "precision", "optimizer", "threads")
     costs = {

@@ -17,11 +17,12 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
-from common import random_crops, write_record
+from common import RESULTS, random_crops, write_record
 from pictures import load_pictures
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -271,7 +272,12 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="CANDIDATE")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
     args = parser.parse_args()
+    if "released" not in args.only:
+        parser.error("--only: released is expected among them, whose time is that of comparison")
+    if len(args.only) < len(CANDIDATES) and args.out == RESULTS:
+        parser.error("--only: say --out, as the record there is of all candidates")
 
     pictures, test_pictures, data = load_pictures(args.data, shorter=128)
     test = random_crops(test_pictures, 48, CONFIG.image_size, np.random.default_rng(0))
@@ -300,7 +306,7 @@ def main() -> None:
             "time_against_released": round(seconds[name] / seconds["released"], 2),
         })  # fmt: skip
     figures = {"candidates": rows, "patch_pca_psnr": round(psnr(pca.reconstruct(test), test).mean().item(), 3)}
-    write_record(f"modulation_{args.optimizer}", data, config, figures)
+    write_record(f"modulation_{args.optimizer}", data, config, figures, args.out)
 
 
 if __name__ == "__main__":

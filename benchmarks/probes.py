@@ -3,13 +3,14 @@
     python benchmarks/probes.py --packs FOLDER --vit FILE --huvr huvr-tiny=huvr-tiny demo=runs/demo
 
 Each probe is a ``huvr probe`` with the shipped protocol, on fewer images or steps where ``PROBES`` says so. Its run folder
-stays in ``--runs``; what is there already is not measured again. ``huvr report`` joins them into a page there. ``--name`` is
-for a record of its own, of networks that are measured later; ``tables.py`` joins them.
+stays in ``--runs``; what is there already, of the same weights and options, is not measured again. ``huvr report`` joins them
+into a page there. ``--name`` is for a record of its own, of networks that are measured later; ``tables.py`` joins them.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from common import short, write_record
 
 from huvr.cli import main as huvr
 from huvr.records import Row, rows_of
+from huvr.weights import _locate
 
 VIT = ["--model.encoder.mean=[0.5,0.5,0.5]", "--model.encoder.std=[0.5,0.5,0.5]"]
 LABELLED = ["--data.resize=224", "--data.crop=224", "--data.train_images=2000", "--data.test_images=1000", "--data.workers=0"]
@@ -84,23 +86,32 @@ def main() -> None:
         for name, encoder in networks.items():
             for tokens in probe["others" if name == "ViT-Ti" else "ours"]:
                 for stored in probe["stored"]:
-                    run = options.runs / f"{task}-{name}-{tokens}-{stored}"
                     asked = [
                         f"--data.root={options.packs / probe['data']}",
                         *probe["options"],
                         *extra,
                         *encoder,
                         f"--tokens={tokens}",
+                        f"--model.encoder.stored={stored}",
                     ]
+                    weights = Path(options.vit) if name == "ViT-Ti" else _locate(encoder[0].partition("=")[2])
+                    run = options.runs / f"{task}-{name}-{tokens}-{stored}-{digest(asked, weights)}"
                     if not options.measured:
-                        measure(task, [*asked, f"--tokens={tokens}", f"--model.encoder.stored={stored}"], run)
+                        measure(task, asked, run)
                     elif not (run / "record.json").is_file():
                         continue
                     figures += [figure(row, name) for row in rows_of(run / "record.json")]
+    if not figures:
+        parser.error("--measured: the run folders hold no record of these networks, weights and options")
     data = ", ".join(sorted({PROBES[task]["data"] for task in options.tasks}))
     config = {"networks": {name: short(encoder[0].split("=", 1)[1]) for name, encoder in networks.items()}}
     write_record(options.name, data, config | {"options": {task: PROBES[task]["options"] for task in options.tasks}}, figures)
     huvr(["report", str(options.runs), "--out", str(options.runs / "report.html")])
+
+
+def digest(asked: list[str], weights: Path) -> str:
+    """Of options and weights: a folder of others is measured anew."""
+    return hashlib.blake2b(" ".join(map(short, asked)).encode() + weights.read_bytes(), digest_size=4).hexdigest()
 
 
 def figure(row: Row, name: str) -> dict[str, Any]:

@@ -28,12 +28,12 @@ def main() -> None:
     parser.add_argument("--run", required=True, help="of huvr fit")
     parser.add_argument("--data", required=True, help="what it was trained on, as in data.root")
     args = parser.parse_args()
-    model = load(args.run)
+    model, data = load(args.run), Images(args.data)
+    data.setup()  # before the network that ships is replaced
     model.config, model.distill = replace(model.config, distill_dims={}), nn.ModuleDict()
     model.half().save(FOLDER)
 
-    shipped, data = load(), Images(args.data)
-    data.setup()
+    shipped = load()
     means, _ = measure(shipped, data)
     config = {
         "parameters": sum(p.numel() for p in shipped.parameters()),

@@ -4,7 +4,8 @@
 
 Middle squares of photographs, of which the last tenth is held out. Linear maps to the pixels of a patch, fitted by least squares
 to the training photographs, read its token, after the LayerNorm that comes before TinToks, or its TinTok: what these hold,
-without a decoder. TinToks found by descent on each image, from those of the encoder on, show what the decoder could draw from so many numbers.
+without a decoder. TinToks found by descent on each image, from those of the encoder on, show what the decoder could draw from
+so many numbers.
 """
 
 from __future__ import annotations
