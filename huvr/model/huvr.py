@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -126,10 +126,14 @@ class HUVR(nn.Module):
         """One of ``PRESETS`` with fields changed, e.g. ``HUVR.preset("tiny", tintok_dim=8)``."""
         if name not in PRESETS:
             raise HuvrError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+        if unknown := changes.keys() - (known := [each.name for each in fields(HUVRConfig)]):
+            raise HuvrError(f"preset {name}: no field {', '.join(sorted(unknown))}; choose among {', '.join(known)}")
         return cls(replace(PRESETS[name], **changes))
 
     def encode(self, images: Tensor) -> Tokens:
         """Images ``(B, 3, H, W)`` of any size to standard tokens; the grid covers the image, its edge repeated where needed."""
+        if not isinstance(images, Tensor):
+            raise HuvrError(f"images of type {type(images).__name__}: expected a tensor (B, 3, H, W) in [0, 1]")
         if images.ndim != 4 or images.shape[1] != 3:
             raise HuvrError(f"images of shape {tuple(images.shape)}: expected (B, 3, H, W)")
         if not images.is_floating_point():
@@ -139,10 +143,14 @@ class HUVR(nn.Module):
 
     def compress(self, tokens: Tokens) -> Tokens:
         """Standard tokens to TinToks, ``tintok_dim`` numbers each."""
+        if tokens.dim != self.encoder.dim:
+            raise HuvrError(f"tokens of {tokens.dim} numbers: compress takes standard tokens, of {self.encoder.dim}")
         return self.bottleneck.compress(tokens)
 
     def expand(self, tintoks: Tokens) -> Tokens:
         """TinToks to decoder tokens, ready to render."""
+        if tintoks.dim != self.config.tintok_dim:
+            raise HuvrError(f"tokens of {tintoks.dim} numbers: expand takes TinToks, of {self.config.tintok_dim}")
         return self.decoder(self.bottleneck.expand(tintoks))[0]
 
     def render(self, tokens: Tokens, size: tuple[int, int] | None = None, scale: int = 1) -> Tensor:

@@ -106,6 +106,18 @@ def test_images_of_a_wrong_shape(model: HUVR, shape: tuple[int, ...]) -> None:
         model.encode(torch.zeros(shape))
 
 
+def test_what_is_no_tensor_and_tokens_of_another_kind(model: HUVR) -> None:
+    with pytest.raises(HuvrError, match=r"images of type str: expected a tensor \(B, 3, H, W\) in \[0, 1\]"):
+        model.encode("photo.jpg")  # type: ignore[arg-type]
+    tokens = model.encode(torch.rand(1, 3, 16, 24))
+    with pytest.raises(HuvrError, match="tokens of 48 numbers: expand takes TinToks, of 6"):
+        model.expand(tokens)
+    with pytest.raises(HuvrError, match="tokens of 6 numbers: compress takes standard tokens, of 48"):
+        model.compress(model.compress(tokens))
+    with pytest.raises(HuvrError, match="preset tiny: no field foo; choose among image_size, patch"):
+        HUVR.preset("tiny", foo=3)
+
+
 def test_bytes_are_refused(model: HUVR) -> None:
     with pytest.raises(HuvrError, match=r"images of torch\.uint8: expected floating-point numbers in \[0, 1\]"):
         model.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
