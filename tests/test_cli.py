@@ -330,7 +330,7 @@ def test_on_slurm_what_a_requeued_job_left_is_not_taken_unasked(
     left = Path("runs/tiny/hpc_ckpt_1.ckpt")
     left.parent.mkdir(parents=True)
     left.touch()
-    monkeypatch.setattr("huvr.commands.training.SLURMEnvironment.detect", staticmethod(lambda: True))
+    monkeypatch.setattr("huvr.commands.checkpoints.SLURMEnvironment.detect", staticmethod(lambda: True))
     for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}.items():
         monkeypatch.setenv(name, value)
     assert main([verb, "--config", "tiny.yaml"]) == 2
@@ -360,7 +360,7 @@ def test_a_run_without_a_config_is_named_after_the_verb(folder: Path) -> None:
 
 
 def test_resuming_from_auto_takes_the_newest(folder: Path) -> None:
-    from huvr.commands.training import find_checkpoint
+    from huvr.commands.checkpoints import find_checkpoint
 
     assert main(["fit", "--config", "tiny.yaml", "--ckpt_path", "auto"]) == 0  # nothing yet: fresh
     assert main(["fit", "--config", "tiny.yaml", "--ckpt_path", "auto", "--trainer.max_steps", "3"]) == 0

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from huvr.cli import main
-from huvr.commands.training import find_checkpoint
+from huvr.commands.checkpoints import find_checkpoint
 from huvr.data import Images
 from huvr.errors import HuvrError
 from huvr.optim import OptimizerName

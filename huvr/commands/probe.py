@@ -31,7 +31,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from huvr.commands import tasks
 from huvr.commands.arguments import read_yaml
 from huvr.commands.calm import calm
-from huvr.commands.training import TrainingCLI, classes_named, find_checkpoint, plain_endings
+from huvr.commands.checkpoints import find_checkpoint
+from huvr.commands.training import TrainingCLI, classes_named, plain_endings
 from huvr.errors import HuvrError
 from huvr.files import whole
 
