@@ -32,16 +32,20 @@ def list_images(folder: str | Path) -> list[Path]:
 def images_below(folder: Path) -> Iterator[Path]:
     """The same one by one, in no order; none where there are none."""
     for parent, folders, names in os.walk(folder, followlinks=True):
-        # Not what tools keep beside the images (.ipynb_checkpoints, .thumbnails), nor a link to where the walk came from.
-        above = {os.path.realpath(each) for each in (Path(parent), *Path(parent).parents)}
-        folders[:] = [each for each in folders if not hidden(each) and os.path.realpath(Path(parent, each)) not in above]
+        folders[:] = [each for each in folders if not hidden(each) and not leads_back(Path(parent, each))]
         for name in names:
             if Path(name).suffix.lower() in SUFFIXES and not hidden(name):
                 yield Path(parent, name)
 
 
 def hidden(name: str) -> bool:
+    """As what tools keep beside images is: ``.ipynb_checkpoints``, ``.thumbnails``."""
     return name.startswith(".")
+
+
+def leads_back(folder: Path) -> bool:
+    """Whether it is a link to one that the way to it came through."""
+    return folder.is_symlink() and folder.resolve() in {each.resolve() for each in folder.absolute().parents}
 
 
 def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
