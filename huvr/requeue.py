@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-EVERY = 10  # steps between two agreements: each of them waits for the device
+from huvr.safety import agreed
 
 
 class Requeue(Checkpoint):
@@ -21,7 +21,7 @@ class Requeue(Checkpoint):
 
     Lightning's own answer saves inside the signal handler, wherever in a step each process happens to be: one may wait
     there for another that still waits for its gradients, and then both hang until the time limit. Here the handler only
-    takes note, and the processes agree every ``EVERY`` optimiser steps. Outside of SLURM nothing happens.
+    takes note, and the processes agree on a step, see :func:`huvr.safety.agreed`. Outside of SLURM nothing happens.
 
     Before the first step and after the last, while data are prepared or a probe is tested, there is nothing to save: the job
     is requeued at once. Unless it has been before and still came to no step: it would never.
@@ -61,10 +61,10 @@ class Requeue(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         step = trainer.global_step
-        if step == self._step or step % EVERY:  # in the middle of an accumulation gradients would be lost
+        if step == self._step:  # in the middle of an accumulation gradients would be lost
             return
         self._step = step
-        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+        if agreed(trainer, self.asked):
             self.asked = False
             self._written = checkpoint_of(trainer)
             trainer.save_checkpoint(self._written, weights_only=False)

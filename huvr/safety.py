@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -19,6 +22,8 @@ from torch.optim import Optimizer
 
 from huvr.errors import HuvrError
 from huvr.files import whole
+
+EVERY = 10  # steps between two agreements of several processes: each of them waits for the device
 
 
 def total_norm(gradients: list[Tensor]) -> Tensor:
@@ -96,12 +101,17 @@ class LastCheckpoint(ModelCheckpoint):
     Lightning leaves out the end of a training that validates within its epochs, or not after each of them, and takes an epoch
     that was broken off for a whole one. Between the batches that one step accumulates nothing is written, as their gradients
     would be lost: a checkpoint, or the end of training, that is due there waits for the step.
+
+    SIGTERM (of kill, timeout, scancel, docker stop) ends training after the step at hand, or with several processes at the next
+    multiple of ``EVERY``, whichever of them it came to. Lightning's own answer writes nothing, and has the processes talk to
+    each other inside the signal handler, where the one may be about to add up gradients, and the other not.
     """
 
     def __init__(self) -> None:
         super().__init__(filename="last", enable_version_counter=False)
         self._step = 0
         self._accumulating = self._due = self._stop = False
+        self._asked = self._leaving = False  # by SIGTERM
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -112,6 +122,11 @@ class LastCheckpoint(ModelCheckpoint):
         if loop.restarted_mid_epoch and epochs.processed == epochs.started:
             loop.reset_restart_stage()
         self._step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._ask)  # in the place of Lightning's, which puts back what was before
+
+    def _ask(self, *_: Any) -> None:
+        self._asked = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *arguments)
@@ -120,10 +135,19 @@ class LastCheckpoint(ModelCheckpoint):
         if self._accumulating:
             self._wait(trainer)
             return
-        if self._due:
+        self._leaving = agreed(trainer, self._asked)
+        if self._due or self._leaving:
             self._save(trainer)
         trainer.should_stop |= self._stop
         self._due = self._stop = False
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Leaves only here, or before a validation: Lightning logs the metrics of a step after its end."""
+        if self._leaving:
+            raise SIGTERMException
+
+    def on_validation_start(self, *_: Any) -> None:
+        self.on_train_batch_start()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._accumulating:
@@ -151,6 +175,13 @@ class LastCheckpoint(ModelCheckpoint):
     def _save(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def agreed(trainer: Trainer, asked: bool) -> bool:
+    """Whether to leave after this optimiser step, which some process was asked to do: the same on all of them."""
+    if trainer.world_size == 1:
+        return asked
+    return trainer.global_step % EVERY == 0 and trainer.strategy.reduce_boolean_decision(asked, all=False)
 
 
 def over(trainer: Trainer) -> bool:

@@ -539,7 +539,7 @@ def test_ctrl_c(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_sigterm(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", "tiny.yaml", "--model.fault", "sigterm"]) == 143
-    line = "huvr: terminated; --ckpt_path auto goes on from the last checkpoint"
+    line = "huvr: terminated after step 1; --ckpt_path auto goes on from the last checkpoint"
     assert capsys.readouterr().err.splitlines()[-1] == line
 
 

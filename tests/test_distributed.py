@@ -115,6 +115,46 @@ def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path: Path, rank: 
     assert "Traceback" not in done.stderr
 
 
+TERMINATED = """
+import os, signal, torch
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+class Terminated(BoringModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3 * 32 * 32, 2)
+
+    def forward(self, batch):
+        return self.layer(batch["image"].float().flatten(1) / 255)
+
+    def on_before_backward(self, loss):
+        if self.global_rank == 1 and self.global_step == 4:
+            os.kill(0 if os.environ["WHOM"] == "all" else os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize("whom", ["all", "one"])
+def test_sigterm_ends_all_processes_after_the_same_step(tmp_path: Path, whom: str) -> None:
+    """Whether all of them hear it, the workers too, as of timeout and scancel, or one alone, amid a step."""
+    (tmp_path / "terminated.py").write_text(TERMINATED)
+    for number in range(8):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    options = {"devices": 2, "accelerator": "cpu", "strategy": "ddp", "max_steps": 50, "limit_val_batches": 0, "logger": "false"}
+    images = {"root": ".", "size": 32, "batch_size": 1, "workers": 1, "held_out": 0}
+    done = subprocess.run(
+        [sys.executable, "-m", "huvr", "fit", "--model", "terminated.Terminated", "--data", "huvr.data.Images",
+         *(f"--trainer.{name}={value}" for name, value in options.items()),
+         *(f"--data.{name}={value}" for name, value in images.items())],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path), "WHOM": whom},
+        start_new_session=True,
+    )  # fmt: skip
+    assert done.returncode == 143, done.stderr
+    line = "huvr: terminated after step 10; --ckpt_path auto goes on from the last checkpoint"
+    assert done.stderr.splitlines()[-1] == line
+    assert "Traceback" not in done.stderr
+    assert torch.load(tmp_path / "runs" / "fit" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 10
+
+
 @pytest.mark.parametrize(
     ("images", "batch_size", "world"), [(7, 2, 4), (10, 4, 1), (17, 8, 2), (33, 4, 4), (5, 8, 5), (100, 7, 3)]
 )

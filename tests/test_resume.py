@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ import timm
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -151,6 +154,36 @@ def test_a_run_that_stops_within_an_epoch_goes_on_from_there(
     train(photos, tmp_path / "resumed", 1, LastCheckpoint(), resume=last, **options)
     runs = (tmp_path / run / "checkpoints" / "last.ckpt" for run in ("whole", "resumed"))
     expected, found = map(state, runs)
+    assert expected["/global_step"] == 2 * -(-8 // accumulate)
+    assert not differing(expected, found)
+
+
+class TerminatedAt(Callback):
+    """``kill`` in the middle of a step."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == self.batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("accumulate", "validate", "batch"), [(1, 4, 4), (1, 4, 3), (1, 8, 7), (1, 8, 10), (3, 8, 4)])
+def test_a_terminated_run_goes_on_from_the_step_it_was_in(
+    photos: Path, tmp_path: Path, accumulate: int, validate: int, batch: int
+) -> None:
+    """Also from that before a validation, in which no more time is spent."""
+    options: dict[str, Any] = {"accumulate": accumulate, "validate": validate}
+    before = signal.getsignal(signal.SIGTERM)
+    train(photos, tmp_path / "whole", 0, LastCheckpoint(), **options)
+    with pytest.raises(SIGTERMException):
+        train(photos, tmp_path / "stopped", 0, TerminatedAt(batch), LastCheckpoint(), **options)
+    assert signal.getsignal(signal.SIGTERM) is before
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == batch // accumulate + 1
+    train(photos, tmp_path / "resumed", 1, LastCheckpoint(), resume=last, **options)
+    expected, found = (state(tmp_path / run / "checkpoints" / "last.ckpt") for run in ("whole", "resumed"))
     assert expected["/global_step"] == 2 * -(-8 // accumulate)
     assert not differing(expected, found)
 

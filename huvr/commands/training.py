@@ -142,7 +142,8 @@ def plain_endings(trainer: Trainer, checkpoint: Path | None) -> Iterator[None]:
         yield
     except SIGTERMException:
         if trainer.is_global_zero:
-            resume = "; --ckpt_path auto goes on from the last checkpoint" if trainer.state.fn == TrainerFn.FITTING else ""
+            fitting = trainer.state.fn == TrainerFn.FITTING
+            resume = f" after step {trainer.global_step}; --ckpt_path auto goes on from the last checkpoint" if fitting else ""
             print(f"huvr: terminated{resume}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit as done:

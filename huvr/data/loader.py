@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
@@ -84,6 +85,11 @@ def collate(samples: list[Sample]) -> tuple[Batch, list[str]]:
     return default_collate(samples), skipped
 
 
+def outlast(worker: int) -> None:
+    """For a worker: SIGTERM, which timeout, scancel and others send to all processes, is for the one that trains to answer."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class Loader:
     """Batches ``{"image": uint8 (B, 3, H, W), "label": int64 (B,) where labelled}``.
 
@@ -93,6 +99,7 @@ class Loader:
 
     def __init__(self, batches: DataLoader) -> None:
         self.batches = batches
+        self.batches.worker_init_fn = outlast
         self._skipped: set[str] = set()
 
     # Lightning ends persistent workers by this name of DataLoader's, after training and when it breaks off.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from huvr.data.loader import outlast
 from huvr.errors import HuvrError
 
 LEAST_SIDE = 16  # below, the thinnest solids could slip between the voxels
@@ -91,9 +93,12 @@ class Solids(LightningDataModule):
         self.batch_size, self.workers = batch_size, workers
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.sets["train"], self.batch_size, shuffle=True, drop_last=True, num_workers=self.workers)
+        return self._batches("train", shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.sets["validation"], self.batch_size, num_workers=self.workers)
+        return self._batches("validation")
 
     test_dataloader = predict_dataloader = val_dataloader
+
+    def _batches(self, split: str, **options: Any) -> DataLoader:
+        return DataLoader(self.sets[split], self.batch_size, num_workers=self.workers, worker_init_fn=outlast, **options)
