@@ -3,7 +3,7 @@
     python benchmarks/tiny_pack.py --photographs imagenet1k-sample-256/train.parquet --imagenette imagenette-160 --out FOLDER
 
 Photographs of full resolution are few, so each is listed several times; the last 90 are held out, as in
-``modulation.py``.
+``modulation.py``. Without ``--imagenette`` they are all there is, for the last part of the training.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ HELD_OUT = 90
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", required=True, help="Parquet of photographs, their shorter side 256 pixels or more.")
-    parser.add_argument("--imagenette", required=True, help="Folder with ImageNette's train.parquet.")
+    parser.add_argument("--imagenette", help="Folder with ImageNette's train.parquet, whose images come after them.")
     parser.add_argument("--out", required=True, help="Folder for train.parquet and validation.parquet.")
     options = parser.parse_args()
     photographs = pq.read_table(options.photographs, columns=["image"])
-    imagenette = pq.read_table(Path(options.imagenette) / "train.parquet", columns=["image"]).cast(photographs.schema)
-    seen = photographs.slice(0, len(photographs) - HELD_OUT)
+    seen = [photographs.slice(0, len(photographs) - HELD_OUT)] * TIMES
+    if options.imagenette:
+        small = pq.read_table(Path(options.imagenette) / "train.parquet", columns=["image"])
+        seen.append(small.cast(photographs.schema))
     splits = {
-        "train": pa.concat_tables([*[seen] * TIMES, imagenette]),
+        "train": pa.concat_tables(seen),
         "validation": photographs.slice(len(photographs) - HELD_OUT),
     }
     for split, table in splits.items():
