@@ -129,8 +129,8 @@ class ANR(HyperINR):
 
     def _paint(self, parameters: INRParameters, coordinates: Tensor) -> Tensor:
         (tokens,) = parameters.tensors
-        x = encode_positions(coordinates, self.frequencies, self.max_frequency).expand(len(tokens), -1, -1)
-        x = self.attention(x, tokens)
+        x = encode_positions(coordinates, self.frequencies, self.max_frequency).to(self.shift.dtype)
+        x = self.attention(x.expand(len(tokens), -1, -1), tokens)
         for layer in self.mlp[:-1]:
             x = F.relu_(layer(x))
         return self.mlp[-1](x) / 2 + 0.5

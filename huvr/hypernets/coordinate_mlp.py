@@ -82,7 +82,7 @@ class CoordinateMLP(nn.Module):
         Returns:
             ``(B, N, 3)``.
         """
-        x = encode_positions(coordinates, self.frequencies, self.max_frequency)
+        x = encode_positions(coordinates, self.frequencies, self.max_frequency).to(self.biases[0].dtype)
         for layer, bias in enumerate(self.biases):
             if layer in own:
                 x = torch.baddbmm(bias, x.expand(len(own[layer]), -1, -1), own[layer])

@@ -46,6 +46,15 @@ def test_any_scale_and_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", PAINTERS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.04), (torch.float64, 1e-4)])
+@torch.no_grad()
+def test_weights_of_another_precision_draw_the_same(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    expected, found = (tiny(name).to(kind).reconstruct(pictures().to(kind), scale=2) for kind in (torch.float32, dtype))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", PAINTERS)
 @torch.no_grad()
 def test_what_cannot_be_asked_is_refused_in_one_line(name: str) -> None:
     net = tiny(name)
