@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
@@ -86,8 +89,21 @@ def collate(samples: list[Sample]) -> tuple[Batch, list[str]]:
 
 
 def outlast(worker: int) -> None:
-    """For a worker: SIGTERM, which timeout, scancel and others send to all processes, is for the one that trains to answer."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """In a worker: SIGTERM that timeout, scancel and others send to all processes is for the one that trains to answer.
+
+    That of the parent itself ends it, by which torch and Python end what still works when they are done.
+    """
+    if sys.platform == "linux":  # elsewhere no signal tells where it is from
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=until_terminated, args=(os.getppid(),), daemon=True).start()
+
+
+def until_terminated(parent: int) -> None:
+    """End this process when another, ``parent``, terminates it."""
+    if sys.platform == "linux":
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
 
 
 class Loader:

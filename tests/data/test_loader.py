@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader, Dataset
 
 from huvr.data.loader import Draws, Loader
 from huvr.data.samples import Draw
@@ -79,13 +78,14 @@ def test_starting_later_gives_the_rest_of_the_epoch() -> None:
     assert of_epoch(rest, 4) == of_epoch(whole, 4)[6:]
 
 
-def test_an_error_in_a_worker_stays_one_line() -> None:
-    def batches() -> Iterator[Any]:
-        try:
-            raise HuvrError("x.png: what is wrong")
-        except HuvrError:
-            carried = ExceptionWrapper(where="in DataLoader worker process 0")
-        yield carried.reraise()
+class Broken(Dataset[Any]):
+    def __len__(self) -> int:
+        return 1
 
+    def __getitem__(self, index: int) -> Any:
+        raise HuvrError("x.png: what is wrong")
+
+
+def test_an_error_in_a_worker_stays_one_line() -> None:
     with pytest.raises(HuvrError, match=r"^x\.png: what is wrong$"):
-        list(Loader(batches()))  # type: ignore[arg-type]
+        list(Loader(DataLoader(Broken(), num_workers=1)))
