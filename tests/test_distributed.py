@@ -116,7 +116,7 @@ def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path: Path, rank: 
 
 
 TERMINATED = """
-import os, signal, torch
+import os, subprocess, torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 class Terminated(BoringModel):
@@ -129,7 +129,7 @@ class Terminated(BoringModel):
 
     def on_before_backward(self, loss):
         if self.global_rank == 1 and self.global_step == 4:
-            os.kill(0 if os.environ["WHOM"] == "all" else os.getpid(), signal.SIGTERM)
+            subprocess.run(["kill", "-TERM", "--", str(-os.getpgrp() if os.environ["WHOM"] == "all" else os.getpid())])
 """
 
 

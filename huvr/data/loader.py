@@ -100,10 +100,9 @@ def outlast(worker: int) -> None:
 
 def until_terminated(parent: int) -> None:
     """End this process when another, ``parent``, terminates it."""
-    if sys.platform == "linux":
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-            pass
-        os._exit(0)
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class Loader:

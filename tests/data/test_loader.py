@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import subprocess
+import time
 from collections import Counter
 from typing import Any
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from huvr.data.loader import Draws, Loader
+from huvr.data.loader import Draws, Loader, outlast
 from huvr.data.samples import Draw
 from huvr.errors import HuvrError
 
@@ -89,3 +92,23 @@ class Broken(Dataset[Any]):
 def test_an_error_in_a_worker_stays_one_line() -> None:
     with pytest.raises(HuvrError, match=r"^x\.png: what is wrong$"):
         list(Loader(DataLoader(Broken(), num_workers=1)))
+
+
+def waiting(ready: Any) -> None:
+    outlast(0)
+    ready.set()
+    time.sleep(60)
+
+
+def test_a_worker_is_terminated_by_its_parent_alone() -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    worker = context.Process(target=waiting, args=(ready,))
+    worker.start()
+    assert ready.wait(10)
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
