@@ -22,7 +22,8 @@ from torch import Tensor
 
 from huvr.files import whole
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def hardware() -> str:
@@ -35,14 +36,15 @@ def hardware() -> str:
 
 
 def commit() -> str:
-    """The commit the figures were measured at, marked when the tree had changes."""
+    """The commit the figures were measured at, marked when the tree had changes other than of records."""
     try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=True
-        )
+        told = [
+            subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "--short=12", "HEAD"], ["diff", "HEAD", "--name-only", "--", ":!benchmarks/results"])
+        ]
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return run.stdout.strip()
+    return told[0] + ("-dirty" if told[1] else "")
 
 
 COMMIT = commit()  # at the start: what is edited while a benchmark runs has no part in it
