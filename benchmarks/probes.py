@@ -20,7 +20,7 @@ from common import short, write_record
 
 from huvr.cli import main as huvr
 from huvr.records import Row, rows_of
-from huvr.weights import _locate
+from huvr.weights import locate
 
 VIT = ["--model.encoder.mean=[0.5,0.5,0.5]", "--model.encoder.std=[0.5,0.5,0.5]"]
 LABELLED = ["--data.resize=224", "--data.crop=224", "--data.train_images=2000", "--data.test_images=1000", "--data.workers=0"]
@@ -94,7 +94,7 @@ def main() -> None:
                         f"--tokens={tokens}",
                         f"--model.encoder.stored={stored}",
                     ]
-                    weights = Path(options.vit) if name == "ViT-Ti" else _locate(encoder[0].partition("=")[2])
+                    weights = Path(options.vit) if name == "ViT-Ti" else locate(encoder[0].partition("=")[2])
                     run = options.runs / f"{task}-{name}-{tokens}-{stored}-{digest(asked, weights)}"
                     if not options.measured:
                         measure(task, asked, run)

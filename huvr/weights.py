@@ -58,7 +58,7 @@ def load(source: str | Path = SHIPPED, device: str = "cpu") -> HUVR:
     Raises:
         HuvrError: for a source that is none of these, damaged, or of a network that is not supported.
     """
-    model = _open(_locate(source))
+    model = _open(locate(source))
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
@@ -84,7 +84,7 @@ def convert(source: str | Path, out: str | Path, to: Literal["huvr", "released"]
         save(model, temporary)
 
 
-def _locate(source: str | Path) -> Path:
+def locate(source: str | Path) -> Path:
     """The file that holds the weights, fetched from the hub where ``source`` names a repository."""
     path = Path(source)
     if not path.exists():

@@ -43,7 +43,7 @@ def load(source: str | Path, device: str = "cpu") -> HyperINR:
     Raises:
         HuvrError: for a source that is none of these, or damaged.
     """
-    path = weights._locate(source)
+    path = weights.locate(source)
     net = _other_than_huvr(path) or PatchwiseHUVR.of(weights.load(path, device))
     return net.to(device).eval()
 
