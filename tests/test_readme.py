@@ -1,4 +1,4 @@
-"""The README holds the figures of the records, and nothing in it or in them is out of date."""
+"""README and docs hold the figures of the records, and what they point to exists."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from huvr.cli import TASKS, TOOLS, TRAINING
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RECORDS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
@@ -36,13 +36,19 @@ def test_a_record_says_how_it_came_about(record: Path) -> None:
     assert content["commit"] != "unknown"
 
 
-def test_the_commands_shown_exist() -> None:
-    shown = set(re.findall(r"^    huvr (\w+)", README, re.MULTILINE))
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_the_commands_shown_exist(page: Path) -> None:
+    shown = set(re.findall(r"^    huvr (\w+)", page.read_text(), re.MULTILINE))
     assert shown <= {*TRAINING, *TOOLS, *TASKS}
-    for name in re.findall(r"--config ([a-z_]+\.yaml)", README):
+    for name in re.findall(r"--config ([a-z0-9_/]+\.yaml)", page.read_text()):
         assert (ROOT / "configs" / name).is_file()
 
 
-def test_the_files_shown_exist() -> None:
-    for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / path).is_file()
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_the_places_linked_exist(page: Path) -> None:
+    for path, place in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        target = page.parent / path if path else page
+        assert target.is_file()
+        if place:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert place in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
