@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import RotaryEmbeddingDinoV3
 from torch import Tensor
 
 import huvr
@@ -85,10 +86,11 @@ def test_onnx_equals_the_network_at_any_batch_and_size(encoder: str, exported: P
     agree(exported, "onnx", huvr.load(encoder))
 
 
-def test_onnx_of_the_released_form_on_an_encoder_of_timm(encoder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["test_vit", "vit_tiny_patch16_dinov3_qkvb"])
+def test_onnx_of_the_released_form_on_an_encoder_of_timm(name: str, encoder: str, tmp_path: Path) -> None:
     needs_onnx()
     torch.manual_seed(0)
-    form: dict[str, Any] = {"encoder": "test_vit", "modulation": "released", "decoder_attention": True}
+    form: dict[str, Any] = {"encoder": name, "modulation": "released", "decoder_attention": True}
     HUVR(replace(huvr.load(encoder).config, **form)).save(tmp_path / "net")
     export(encoder=str(tmp_path / "net"), out=tmp_path / "out")
     agree(tmp_path / "out", "onnx", huvr.load(tmp_path / "net"))
@@ -139,8 +141,11 @@ def test_a_wrong_graph_is_found_out_and_nothing_remains(encoder: str, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_that_takes_its_size_for_a_constant_is_refused_in_one_line(encoder: str, tmp_path: Path) -> None:
-    HUVR(replace(huvr.load(encoder).config, encoder="vit_small_patch16_dinov3")).save(tmp_path / "net")
+def test_a_network_that_takes_its_size_for_a_constant_is_refused_in_one_line(
+    encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    HUVR(replace(huvr.load(encoder).config, encoder="vit_tiny_patch16_dinov3_qkvb")).save(tmp_path / "net")
+    monkeypatch.setattr(module, "rotation", RotaryEmbeddingDinoV3.get_embed)  # timm's own
     with pytest.raises(HuvrError, match=r"^encode: this network cannot be exported for any size as torch: [^\n]+$"):
         export(encoder=str(tmp_path / "net"), out=tmp_path / "out", format="torch")
     assert written(tmp_path) == ["net"]

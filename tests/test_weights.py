@@ -231,7 +231,7 @@ def test_tensors_beside_the_network_are_named(tmp_path: Path, caplog: pytest.Log
         (lambda c: c["huvr_config"].update(inr_widths=(1, 2)), "not the config of a HUVR network ("),
         (lambda c: c["huvr_config"].update(heads=0), "not the config of a HUVR network (heads 0: expected 1 or more"),
         (lambda c: c["huvr_config"].update(distill_dims={"encoder.cls": 8}), "no network can be built from its config ("),
-        (lambda c: c["huvr_config"].update(inr_upsample=3), "patch size 8 is not a multiple of upsample 3"),
+        (lambda c: c["huvr_config"].update(inr_upsample=3), "inr_upsample 3: expected a divisor of the patch size 8: 1, 2, 4, 8"),
         (lambda c: c.update(huvr_config=[1]), "not the config of a HUVR network ("),
         (lambda c: c.pop("state_dict"), "its weights are not a dictionary of tensors by name"),
         (lambda c: c.pop("huvr_config"), "a Lightning checkpoint of something else; expected the checkpoint of a HUVR"),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
+from timm.layers import RotaryEmbeddingDinoV3
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -93,7 +96,7 @@ def export(*, encoder: str = SHIPPED, out: Path, format: Format = "onnx") -> Non
         format: "onnx", for ONNX Runtime and others, or "torch", for torch.export.load.
 
     Raises:
-        HuvrError: for an encoder that computes with the size of its images outside of the graph, as those of DINOv3 do.
+        HuvrError: for an encoder that computes with the size of its images outside of the graph.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise HuvrError(f"{out} exists already: choose a new or empty directory")
@@ -120,7 +123,17 @@ def export(*, encoder: str = SHIPPED, out: Path, format: Format = "onnx") -> Non
 
 def traced(graph: Encode | Reconstruct) -> ExportedProgram:
     """The graph for any batch, and any grid from 2x2: torch takes a side of 1 in an example for a constant."""
-    return torch.export.export(graph, graph.example(2, 3, 5), dynamic_shapes=free(graph))
+    with patch.object(RotaryEmbeddingDinoV3, "get_embed", rotation):
+        return torch.export.export(graph, graph.example(2, 3, 5), dynamic_shapes=free(graph))
+
+
+def rotation(rope: Any, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Sines and cosines ``(rows * columns, 2 D)`` of DINOv3's positions; timm's own ``get_embed`` makes the grid a constant."""
+    sides = [(torch.arange(side, device=rope.periods.device) + (0.5 + rope.grid_offset)) / side * 2 - 1 for side in shape]
+    coordinates = torch.stack(torch.meshgrid(*sides, indexing=rope.grid_indexing), dim=-1).flatten(0, 1)
+    angles = (2 * math.pi * coordinates[..., None] / rope.periods).flatten(1)
+    angles = torch.cat((angles, angles), dim=-1) if rope.rotate_half else angles.repeat_interleave(2, dim=-1)
+    return torch.cat((angles.sin(), angles.cos()), dim=-1).to(dtype)
 
 
 def free(graph: Encode | Reconstruct) -> tuple[dict[int, Dim], ...]:

@@ -74,7 +74,8 @@ class PatchINR(nn.Module):
     ) -> None:
         super().__init__()
         if patch % upsample:
-            raise HuvrError(f"patch size {patch} is not a multiple of upsample {upsample}")
+            fit = ", ".join(str(each) for each in range(1, patch + 1) if patch % each == 0)
+            raise HuvrError(f"inr_upsample {upsample}: expected a divisor of the patch size {patch}: {fit}")
         self.frequencies, self.max_frequency = frequencies, max_frequency
         self.patch, self.upsample, self.cells = patch, upsample, patch // upsample
         sizes = (4 * frequencies, *widths)

@@ -121,5 +121,5 @@ def test_phase_moves_the_sampled_points() -> None:
 
 
 def test_patch_must_be_a_multiple_of_upsample() -> None:
-    with pytest.raises(HuvrError, match="patch size 10 is not a multiple of upsample 4"):
+    with pytest.raises(HuvrError, match="inr_upsample 4: expected a divisor of the patch size 10: 1, 2, 5, 10"):
         PatchINR(8, patch=10)
