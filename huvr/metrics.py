@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from huvr.errors import HuvrError
 
@@ -29,6 +28,9 @@ def ssim(reconstructions: Tensor, images: Tensor) -> Tensor:
         HuvrError: for images smaller than the window.
     """
     _check_window(images)
+    # Not above: it takes a second to import, and drawing a photograph reports its PSNR alone.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     with torch.autocast(images.device.type, enabled=False):
         _, similarity = structural_similarity_index_measure(
             reconstructions.float(), images.float(), data_range=1.0, reduction="none", return_full_image=True

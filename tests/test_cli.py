@@ -134,6 +134,15 @@ def test_bare_answers_come_before_heavy_imports(arguments: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_photograph_is_drawn_without_what_only_training_imports() -> None:
+    code = (
+        "import sys; from huvr.commands import encode, reconstruct; "
+        "assert not {'lightning', 'datasets', 'torchmetrics'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     from huvr.cli import TASKS, TOOLS, TRAINING
 
