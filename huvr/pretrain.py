@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 from torchvision.transforms.v2.functional import to_dtype
 
 from huvr.errors import HuvrError
-from huvr.losses import LPIPSLoss, distillation_loss, koleo_loss, pixel_loss, ssim_loss
+from huvr.losses import LPIPSLoss, distillation_loss, koleo_loss, log_pixel_loss, pixel_loss, ssim_loss
 from huvr.metrics import psnr, ssim
 from huvr.model import HUVR, HUVRConfig, Tokens
 from huvr.optim import OptimizerName, make_optimizer, warmup_cosine
@@ -41,6 +41,7 @@ class LossWeights:
     """
 
     pixel: float = 1.0
+    log_pixel: float = 0.0
     ssim: float = 0.0
     lpips: float = 0.0
     encoder_cls: float = 4.0
@@ -264,6 +265,8 @@ class Pretraining(LightningModule):
     def painting_losses(self, painted: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The losses between two batches of pictures, by name."""
         losses = {"pixel": pixel_loss(painted, target)}
+        if self.weights["log_pixel"]:
+            losses["log_pixel"] = log_pixel_loss(painted, target)
         if self.weights["ssim"]:
             losses["ssim"] = ssim_loss(painted, target)
         if self._lpips:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from urllib.error import URLError
 
@@ -13,9 +14,10 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from huvr.errors import HuvrError
-from huvr.losses import LPIPSLoss, LPIPSNet, distillation_loss, koleo_loss, pixel_loss, ssim_loss
+from huvr.losses import LPIPSLoss, LPIPSNet, distillation_loss, koleo_loss, log_pixel_loss, pixel_loss, ssim_loss
 from huvr.metrics import ssim_nhwc
 
 SHARED = Path(__file__).parents[2] / "shared" / "weights"
@@ -31,6 +33,16 @@ def test_pixel_loss_is_the_squared_error_in_the_space_of_the_paper() -> None:
     painted, images = pictures(0)
     expected = (((2 * painted.numpy() - 1) - (2 * images.numpy() - 1)) ** 2).mean()
     assert pixel_loss(painted, images).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_log_pixel_loss_is_the_mean_psnr_but_for_its_sign_and_unit() -> None:
+    painted, images = pictures(2)
+    painted[1] = images[1] + 0.1 * (painted[1] - images[1])  # 20 dB better than the other
+    values = [peak_signal_noise_ratio(*pair, data_range=1.0).item() for pair in zip(painted, images, strict=True)]
+    expected = np.mean([math.log(4 * 10 ** (-value / 10) + 4e-5) for value in values])
+    assert values[1] - values[0] == pytest.approx(20, abs=1)
+    assert log_pixel_loss(painted, images).item() == pytest.approx(expected, rel=1e-5)
+    assert log_pixel_loss(images, images).item() == pytest.approx(math.log(4e-5))
 
 
 def test_ssim_agrees_with_pytorch_msssim() -> None:
@@ -81,7 +93,7 @@ def test_koleo_stays_finite_for_equal_and_single_images() -> None:
     assert koleo_loss(torch.ones(1, 4)) == 0
 
 
-@pytest.mark.parametrize("loss", [pixel_loss, ssim_loss, distillation_loss])
+@pytest.mark.parametrize("loss", [pixel_loss, log_pixel_loss, ssim_loss, distillation_loss])
 def test_losses_of_pictures_ignore_autocast(loss: object) -> None:
     painted, images = pictures(3)
     expected = loss(painted, images)  # type: ignore[operator]

@@ -137,12 +137,12 @@ def test_phases_are_drawn_anew_each_step_within_their_limit() -> None:
 
 def test_training_learns_teachers_and_pixels(tmp_path: Path, teachers: list[TeacherConfig]) -> None:
     torch.manual_seed(0)
-    weights = LossWeights(ssim=0.5)
+    weights = LossWeights(ssim=0.5, log_pixel=0.25)
     module = Pretraining(TINY, teachers, weights, lr=0.3, warmup=0.0, phase_jitter=0.5, pictures_every=0)
     trainer(tmp_path, max_steps=30).fit(module, loader(4, 4))
     places = ("encoder_cls", "encoder_patches", "decoder_cls", "decoder_patches")
     events = logged(tmp_path)
-    for name in ("pixel", "ssim", *places, *(f"{place}_1" for place in places)):
+    for name in ("pixel", "log_pixel", "ssim", *places, *(f"{place}_1" for place in places)):
         curve = [event.value for event in events.Scalars(f"train/{name}")]
         assert np.mean(curve[-3:]) < 0.9 * np.mean(curve[:3]), (name, curve)
     first = {name.removeprefix("train/"): events.Scalars(name)[0].value for name in events.Tags()["scalars"] if "train/" in name}
