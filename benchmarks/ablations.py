@@ -37,8 +37,9 @@ from torchvision.transforms.v2 import functional as TF
 from trainings import Crops, Finished, fit
 
 from huvr.hypernets.lift_module import MetaLearning
+from huvr.losses import LossWeights
 from huvr.model import HUVR
-from huvr.pretrain import PLACES, LossWeights, Pretraining, numbered
+from huvr.pretrain import PLACES, Pretraining, numbered
 from huvr.tasks.accuracy import Accuracy
 from huvr.tasks.knn import ballots, neighbours
 from huvr.teacher import Teacher, TeacherConfig

@@ -25,8 +25,9 @@ from trainings import Finished
 
 from huvr.data import Images
 from huvr.data.loader import ROUND
+from huvr.losses import LossWeights
 from huvr.model import HUVRConfig
-from huvr.pretrain import LossWeights, Pretraining
+from huvr.pretrain import Pretraining
 from huvr.teacher import TeacherConfig
 
 TURNS = 3  # of the measurement of time, so that a busy machine hits all

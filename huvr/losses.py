@@ -6,6 +6,7 @@ Images are ``(B, 3, H, W)`` in [0, 1]; what the network paints may leave that ra
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Literal
 
 import lpips
@@ -24,6 +25,34 @@ LPIPS_LEAST: dict[LPIPSNet, int] = {
     "vgg": 16,
 }  # shortest side in pixels that the poolings leave something of
 LEAST_ERROR = 4e-5  # that of 50 dB, in [-1, 1]
+
+
+@dataclass(frozen=True)
+class PaintingWeights:
+    """What each loss between picture and drawing counts; one of weight 0 is not computed, but for ``pixel``.
+
+    ``log_pixel`` is its logarithm image by image, see :func:`log_pixel_loss`.
+    """
+
+    pixel: float = 1.0
+    log_pixel: float = 0.0
+    ssim: float = 0.0
+    lpips: float = 0.0
+
+
+@dataclass(frozen=True)
+class LossWeights(PaintingWeights):
+    """What each loss counts; the defaults are the released recipe. One of weight 0 is not computed, but for ``pixel``.
+
+    ``log_pixel`` is its logarithm image by image, see :func:`log_pixel_loss`. The four places of distillation apply to every
+    teacher.
+    """
+
+    encoder_cls: float = 4.0
+    encoder_patches: float = 4.0
+    decoder_cls: float = 1.0
+    decoder_patches: float = 1.0
+    koleo: float = 0.1
 
 
 def pixel_loss(painted: Tensor, images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 from torchvision.transforms.v2.functional import to_dtype
 
 from huvr.errors import HuvrError
-from huvr.losses import LPIPSLoss, distillation_loss, koleo_loss, log_pixel_loss, pixel_loss, ssim_loss
+from huvr.losses import LossWeights, LPIPSLoss, distillation_loss, koleo_loss, log_pixel_loss, pixel_loss, ssim_loss
 from huvr.metrics import psnr, ssim
 from huvr.model import HUVR, HUVRConfig, Tokens
 from huvr.optim import OptimizerName, make_optimizer, warmup_cosine
@@ -31,24 +31,6 @@ Batch = dict[str, Any]
 PLACES = ("encoder_cls", "encoder_patches", "decoder_cls", "decoder_patches")
 PICTURED = 8  # images in the grid of pictures
 OF_RELEASED = ("patch", "width", "depth", "heads", "registers", "positions")  # fields that say nothing of a timm encoder
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """What each loss counts; the defaults are the released recipe. A loss of weight 0 is not computed, but for ``pixel``.
-
-    The four places of distillation apply to every teacher.
-    """
-
-    pixel: float = 1.0
-    log_pixel: float = 0.0
-    ssim: float = 0.0
-    lpips: float = 0.0
-    encoder_cls: float = 4.0
-    encoder_patches: float = 4.0
-    decoder_cls: float = 1.0
-    decoder_patches: float = 1.0
-    koleo: float = 0.1
 
 
 def numbered(place: str, teacher: int) -> str:
@@ -102,7 +84,7 @@ class Pretraining(LightningModule):
         self,
         net: HUVRConfig = HUVRConfig(),  # noqa: B008 (frozen)
         teachers: Sequence[TeacherConfig] = (),
-        weights: LossWeights = LossWeights(),
+        weights: LossWeights = LossWeights(),  # noqa: B008 (frozen)
         decoder_tap: int = 1,
         optimizer: OptimizerName = "adamw",
         lr: float = 5e-4,

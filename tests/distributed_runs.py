@@ -16,8 +16,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from huvr.data import Images
+from huvr.losses import LossWeights
 from huvr.model import HUVRConfig
-from huvr.pretrain import Batch, LossWeights, Pretraining
+from huvr.pretrain import Batch, Pretraining
 from huvr.safety import SkipNonFinite, WholeCheckpoints
 
 NET = HUVRConfig(

@@ -28,11 +28,12 @@ from torchvision.transforms.v2.functional import to_dtype
 
 from huvr.commands.predictions import PictureWriter
 from huvr.errors import HuvrError
+from huvr.losses import LossWeights
 from huvr.metrics import psnr
 from huvr.model import HUVR, HUVRConfig
 from huvr.optim import warmup_cosine
 from huvr.phase import draw_phase, moved
-from huvr.pretrain import LossWeights, Pretraining
+from huvr.pretrain import Pretraining
 from huvr.teacher import TeacherConfig, Teachers
 from huvr.viz import to_uint8
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,26 +12,18 @@ from huvr.data import Images
 from huvr.data.loader import Loader
 from huvr.data.samples import Rows, seed_of
 from huvr.errors import HuvrError
+from huvr.losses import LossWeights, PaintingWeights
 from huvr.metrics import psnr
 from huvr.model.tokens import Tokens
 from huvr.optim import OptimizerName
 from huvr.phase import draw_phase, moved
-from huvr.pretrain import Batch, LossWeights, Pretraining, images_of
+from huvr.pretrain import Batch, Pretraining, images_of
 from huvr.weights import load
 
 from ..pictures import Views, readable, thinned
 from .space import Statistics
 
 MEASURED = 2048  # images that the deviation of TinToks is taken of
-
-
-@dataclass(frozen=True)
-class PaintingWeights:
-    """What each loss between picture and drawing counts; one of weight 0 is not computed, but for ``pixel``."""
-
-    pixel: float = 1.0
-    ssim: float = 0.0
-    lpips: float = 0.0
 
 
 class DecoderFinetuning(Pretraining):
@@ -60,7 +51,7 @@ class DecoderFinetuning(Pretraining):
         self,
         encoder: str,
         tau: float = 0.8,
-        weights: PaintingWeights = PaintingWeights(),
+        weights: PaintingWeights = PaintingWeights(),  # noqa: B008 (frozen)
         optimizer: OptimizerName = "adamw",
         lr: float = 2e-4,
         min_lr: float = 1e-7,
