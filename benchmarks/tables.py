@@ -210,13 +210,14 @@ def ablations(figures: list[dict[str, Any]]) -> list[str]:
 
 
 def where_lost(figures: dict[str, Any]) -> list[str]:
-    """The network on all of the squares; then everything on those few for which TinToks were searched."""
+    """Networks on squares that they learned from and on held-out ones; then on those few whose TinToks were searched."""
     columns = list(next(iter(figures.values())))
     rows = [
-        [name, row["as it is"]["all"], *(row[key]["few"] if key in row else "" for key in columns)]
+        [name, row["as it is"]["learned"], row["as it is"]["all"], *(row[key]["few"] if key in row else "" for key in columns)]
         for name, row in figures.items()
     ]
-    return table(["held-out squares, PSNR in dB", "as it is, all", *(f"{key}, some" for key in columns)], rows)
+    header = ["squares, PSNR in dB", "as it is, learned from", "as it is, held out", *(f"{key}, some" for key in columns)]
+    return table(header, rows)
 
 
 def refine(figures: dict[str, dict[str, float]]) -> list[str]:
