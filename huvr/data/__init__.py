@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from huvr.data.reading import list_images, read_image
@@ -17,4 +16,6 @@ def __getattr__(name: str) -> Any:
     """``Images`` at first use: Lightning and datasets take seconds to import, and drawing a photograph needs neither."""
     if name != "Images":
         raise AttributeError(f"module 'huvr.data' has no attribute {name!r}")
-    return import_module("huvr.data.images").Images
+    from huvr.data.images import Images
+
+    return Images
