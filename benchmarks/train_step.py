@@ -2,10 +2,11 @@
 
 python benchmarks/train_step.py                                                   # ViT-B on the CPU, without a teacher
 python benchmarks/train_step.py --presets tiny small base large --teacher vit_large_patch16_dinov3 --precision bf16 \
-    --batch 64 --steps 20 --compile                                               # on an accelerator
+    --batch 256 --steps 20 --compile                                              # on an accelerator
 
 With ``--teacher`` each preset is measured without and with it. FLOPs count a multiplication and an addition as two, forward and
 backward for the student, forward for the teacher. The bare network is encoder and decoder alone, without INR, losses and teacher.
+On an accelerator three more steps are profiled: the share of its time for each kind of kernel, and with nothing to do.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from common import RESULTS, peak_memory_mb, reset_peak_memory, write_record
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from huvr.commands.calm import calm
@@ -43,6 +46,15 @@ DENSE_BF16 = {
     "L40S": 362, "L4": 121, "RTX 4090": 165, "RTX 3090": 71,
 }  # fmt: skip
 
+PROFILED = 3  # steps after those of which time counts
+# Kinds of kernels by what their names hold; the first that fits.
+KINDS = {
+    "attention": ("sdpa", "flash", "fmha", "compute_dot_do_o", "convert_dq_to_16bits"),
+    "fused by compile": ("triton",),
+    "convolutions": ("conv", "wgrad", "dgrad", "nchwtonhwc", "nhwctonchw"),
+    "products": ("gemm", "nvjet", "cutlass", "cublas", "splitk"),
+}
+
 
 class Same:
     """The same random bytes again and again."""
@@ -58,18 +70,50 @@ class Same:
 
 
 class Clock(Callback):
-    """Seconds of all steps after the first ``warm``, together, and the peak of memory among them."""
+    """Seconds of all steps after the first ``warm``, together, and the peak of memory among them.
 
-    def __init__(self, warm: int = WARM) -> None:
-        self.warm, self.seconds, self.peak_mb = warm, 0.0, 0.0
+    With ``steps`` only so many count, and those after them are profiled.
+    """
+
+    def __init__(self, warm: int = WARM, steps: int | None = None) -> None:
+        self.warm, self.last, self.seconds, self.peak_mb = warm, None if steps is None else warm + steps, 0.0, 0.0
+        self.shares: dict[str, float] = {}
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.warm:
             reset_peak_memory(module.device)
             self.start = now(module.device)
+        if trainer.global_step == self.last:
+            self.stop(module)
+            self.profile = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+            self.profile.start()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.last is None:
+            self.stop(module)
+        else:
+            now(module.device)
+            self.profile.stop()
+            self.shares = shares(self.profile)
+
+    def stop(self, module: LightningModule) -> None:
         self.seconds, self.peak_mb = now(module.device) - self.start, peak_memory_mb(module.device)
+
+
+def shares(profiled: profile) -> dict[str, float]:
+    """Of the time from the first kernel to the last, by kind."""
+    on_device = [each for each in profiled.events() or [] if each.device_type == DeviceType.CUDA]
+    events = [each for each in on_device if "#" not in each.name]  # the others mark what the host did
+    spans = sorted((each.time_range.start, each.time_range.end) for each in events)
+    took = dict.fromkeys((*KINDS, "other kernels"), 0.0)
+    for each in events:
+        name = each.name.lower()
+        kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "other kernels")
+        took[kind] += each.time_range.elapsed_us()
+    idle, end = 0.0, spans[0][0]
+    for start, stop in spans:
+        idle, end = idle + max(0.0, start - end), max(end, stop)
+    return {kind: round(time / (end - spans[0][0]), 4) for kind, time in (took | {"idle": idle}).items()}
 
 
 class Bare(Pretraining):
@@ -95,11 +139,12 @@ def random_teacher(name: str, folder: Path) -> TeacherConfig:
     return TeacherConfig(name, str(file))
 
 
-def measure(module: Pretraining, batch: int, steps: int, precision: str) -> tuple[float, float]:
-    """Seconds of a step, and the peak of memory in MB."""
-    clock, off = Clock(), dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+def measure(module: Pretraining, batch: int, steps: int, precision: str, profiled: bool = False) -> tuple[float, float, Any]:
+    """Seconds of a step, the peak of memory in MB, and what the time went to where it is profiled."""
+    clock = Clock(steps=steps if profiled else None)
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(
-        max_steps=WARM + steps, precision=PRECISIONS[precision], gradient_clip_val=0.01, devices=1,  # type: ignore[arg-type]
+        max_steps=WARM + steps + PROFILED * profiled, precision=PRECISIONS[precision], gradient_clip_val=0.01, devices=1,  # type: ignore[arg-type]
         callbacks=[SkipNonFinite(), clock], **off,  # type: ignore[arg-type]
     )  # fmt: skip
     try:
@@ -108,7 +153,7 @@ def measure(module: Pretraining, batch: int, steps: int, precision: str) -> tupl
         module.cpu()
         gc.collect()
         torch.cuda.empty_cache()
-    return clock.seconds / steps, clock.peak_mb
+    return clock.seconds / steps, clock.peak_mb, clock.shares
 
 
 def inr_seconds(net: HUVR, batch: int, steps: int, precision: str, device: torch.device) -> float:
@@ -179,7 +224,7 @@ def row(preset: str, teacher: TeacherConfig | None, args: argparse.Namespace, de
         return kind(config, teachers if kind is Pretraining else (), compile=args.compile, pictures_every=0)
 
     module = make()
-    seconds, peak = measure(module, args.batch, args.steps, args.precision)
+    seconds, peak, time_on = measure(module, args.batch, args.steps, args.precision, profiled=device.type == "cuda")
     figures: dict[str, Any] = {
         "images_per_second": round(args.batch / seconds, 3),
         "peak_memory_mb": round(peak),
@@ -190,11 +235,12 @@ def row(preset: str, teacher: TeacherConfig | None, args: argparse.Namespace, de
     flops = {"student": student_flops(make())} | ({"teacher": teacher_flops(teacher, config.patch)} if teacher else {})
     figures["gflops_per_image"] = {name: round(count / 1e9, 2) for name, count in flops.items()}
     if device.type == "cuda":
+        figures["time_on"] = time_on
         rate = next((rate for part, rate in DENSE_BF16.items() if part in torch.cuda.get_device_name()), None)
         if rate and args.precision == "bf16":
             figures["utilisation"] = round(args.batch / seconds * sum(flops.values()) / (rate * 1e12), 4)
         if not teacher:
-            _, bare = measure(make(Bare), args.batch, args.steps, args.precision)
+            _, bare, _ = measure(make(Bare), args.batch, args.steps, args.precision)
             figures["memory_against_bare"] = round(peak / bare, 3)
             if not args.compile:  # each size would be compiled anew
                 memory = torch.cuda.get_device_properties(device).total_memory / 2**20
@@ -215,6 +261,8 @@ def main() -> None:
     args = parser.parse_args()
     calm()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    suffix = ("_cuda" if device.type == "cuda" else "") + ("_compiled" if args.compile else "")
+    settings = {name: value for name, value in vars(args).items() if name != "out"}
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         teachers = [None, random_teacher(args.teacher, Path(folder))] if args.teacher else [None]
@@ -223,9 +271,7 @@ def main() -> None:
                 name = ", ".join([preset, *([teacher.name] if teacher else [])])
                 figures[name] = row(preset, teacher, args, device)
                 print(name, figures[name], flush=True)
-    suffix = ("_cuda" if device.type == "cuda" else "") + ("_compiled" if args.compile else "")
-    settings = {name: value for name, value in vars(args).items() if name != "out"}
-    write_record("train_step" + suffix, f"random images, {SIZE} px", settings, figures, args.out)
+                write_record("train_step" + suffix, f"random images, {SIZE} px", settings, figures, args.out)
 
 
 if __name__ == "__main__":

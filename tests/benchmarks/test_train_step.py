@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import train_step
 from tables import train_step_gpu
 from tiny_network import TINY
+from torch.autograd import DeviceType
 
 from huvr.pretrain import Pretraining
 
@@ -37,3 +39,24 @@ def test_the_table_of_a_gpu_has_lines_with_and_without_a_teacher() -> None:
     alone = {"memory_against_bare": 1.05, "largest_batch": 688}
     _, _, *lines = train_step_gpu({"base": every | alone, "base, vit": every})
     assert lines == ["| base | 702 | 14% | 8.2% | 13.0 GB | 1.05 | 688 |", "| base, vit | 702 | 14% | 8.2% | 13.0 GB |  |  |"]
+
+
+def test_shares_of_the_time_of_a_gpu() -> None:
+    """Two kernels of 30 with a gap of 20 between, then one of 20 of which half runs beside the second."""
+
+    def event(name: str, start: float, end: float, kind: DeviceType = DeviceType.CUDA) -> SimpleNamespace:
+        time_range = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
+        return SimpleNamespace(name=name, device_type=kind, time_range=time_range)
+
+    events = [
+        event("aten::mm", 0, 500, DeviceType.CPU),
+        event("Optimizer.step#AdamW.step", 100, 500),
+        event("nvjet_sm90_tst_256x128", 100, 130),
+        event("triton_poi_fused_silu", 150, 180),
+        event("cudnn_generated_fort_native_sdpa_sm90_flash_bprop", 170, 190),
+        event("void at::native::elementwise_kernel", 190, 200),
+    ]
+    found = train_step.shares(SimpleNamespace(events=lambda: events))  # type: ignore[arg-type]
+    assert found == {
+        "attention": 0.2, "fused by compile": 0.3, "convolutions": 0.0, "products": 0.3, "other kernels": 0.1, "idle": 0.2,
+    }  # fmt: skip

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from huvr.errors import HuvrError
-from huvr.model.encoder import Encoder, released_vit, tokens_of
+from huvr.model.encoder import AlignedSwiGLU, Encoder, released_vit, tokens_of
 
 
 def rotated(x: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -76,6 +76,25 @@ def test_released_encoder_equals_plain_formulas(registers: int, positions: str, 
     assert tokens.grid == grid
     torch.testing.assert_close(tokens.cls, expected[:, 0], atol=2e-5, rtol=0)
     torch.testing.assert_close(tokens.patches, expected[:, 1 + registers :], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("hidden", [1, 63, 65, 170])
+def test_padded_products_of_an_odd_width_are_those_of_timm(hidden: int) -> None:
+    torch.manual_seed(0)
+    mlp = AlignedSwiGLU(24, hidden, norm_layer=torch.nn.LayerNorm).double()
+    torch.nn.init.normal_(mlp.norm.weight)
+    torch.nn.init.normal_(mlp.norm.bias)
+    torch.nn.init.normal_(mlp.fc1_g.bias)
+    x = torch.randn(2, 5, 24, dtype=torch.float64)
+    plain, padded = (
+        (output, *torch.autograd.grad(output.square().sum(), mlp.parameters())) for output in (mlp(x), mlp.aligned(x))
+    )
+    torch.testing.assert_close(padded, plain, rtol=1e-11, atol=1e-11)
+
+
+def test_every_layer_of_the_released_encoder_can_pad_its_products() -> None:
+    vit = released_vit(32, 8, width=60, depth=2, heads=3, registers=0, positions="scaled")
+    assert all(block.mlp.fc1_g.out_features == 160 and isinstance(block.mlp, AlignedSwiGLU) for block in vit.blocks)
 
 
 def test_released_initialisation() -> None:
