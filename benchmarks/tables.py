@@ -97,9 +97,18 @@ def train_step_gpu(figures: dict[str, Any]) -> list[str]:
         rate = f"{row['utilisation']:.0%}" if "utilisation" in row else ""  # of bf16 on a chip whose rate is known
         share, memory = f"{row['inr_share']:.1%}", f"{row['peak_memory_mb'] / 1024:.1f} GB"
         rows.append([name, f"{row['images_per_second']:.0f}", rate, share, memory])
-        rows[-1] += [row.get(key, "") for key in ("memory_against_bare", "largest_batch")]  # without a teacher only
     header = ["preset, teacher", "images/s", "of the chip's bf16 rate", "share of the INR", "memory"]
-    return table([*header, "… bare network = 1", "largest batch"], rows)
+    for key, title in {"memory_against_bare": "… bare network = 1", "largest_batch": "largest batch"}.items():
+        if any(key in row for row in figures.values()):  # none has a largest batch that was compiled
+            header.append(title)
+            for line, row in zip(rows, figures.values(), strict=True):
+                line.append(row.get(key, ""))  # without a teacher only
+    return table(header, rows)
+
+
+def train_step_time(figures: dict[str, Any]) -> list[str]:
+    rows = [[name, *(f"{share:.0%}" for share in row["time_on"].values())] for name, row in figures.items()]
+    return table(["preset, teacher", *next(iter(figures.values()))["time_on"]], rows)
 
 
 def input_rates(figures: dict[str, dict[str, float]]) -> list[str]:
@@ -278,6 +287,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "train_step": ("train_step", train_step),
     "train_step_cuda": ("train_step_cuda", train_step_gpu),
     "train_step_cuda_compiled": ("train_step_cuda_compiled", train_step_gpu),
+    "train_step_time": ("train_step_cuda_compiled", train_step_time),
     "input": ("input", input_rates),
     "teacher": ("teacher", teacher),
     "harness": ("harness", harness),

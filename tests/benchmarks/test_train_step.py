@@ -41,6 +41,13 @@ def test_the_table_of_a_gpu_has_lines_with_and_without_a_teacher() -> None:
     assert lines == ["| base | 702 | 14% | 8.2% | 13.0 GB | 1.05 | 688 |", "| base, vit | 702 | 14% | 8.2% | 13.0 GB |  |  |"]
 
 
+def test_the_table_of_what_was_compiled_has_no_largest_batch() -> None:
+    row = {"images_per_second": 702.4, "utilisation": 0.141, "inr_share": 0.0824, "peak_memory_mb": 13312}
+    header, _, line = train_step_gpu({"base": row | {"memory_against_bare": 1.05}})
+    assert header.endswith("| memory | … bare network = 1 |")
+    assert line == "| base | 702 | 14% | 8.2% | 13.0 GB | 1.05 |"
+
+
 def test_shares_of_the_time_of_a_gpu() -> None:
     """Two kernels of 30 with a gap of 20 between, then one of 20 of which half runs beside the second."""
 
