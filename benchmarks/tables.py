@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import partial, reduce
+from operator import add, or_
 from pathlib import Path
 from typing import Any
 
@@ -219,11 +220,12 @@ def ablations(figures: list[dict[str, Any]]) -> list[str]:
 
 
 def where_lost(figures: dict[str, Any]) -> list[str]:
-    """Networks on squares that they learned from and on held-out ones; then on those few whose TinToks were searched."""
+    """Networks, the best first, on squares that they learned from and on held-out ones; then on the few whose TinToks were searched."""
     columns = list(next(iter(figures.values())))
+    best_first = sorted(figures.items(), key=lambda item: (len(item[1]) > 1, item[1]["as it is"]["all"]), reverse=True)
     rows = [
         [name, row["as it is"]["learned"], row["as it is"]["all"], *(row[key]["few"] if key in row else "" for key in columns)]
-        for name, row in figures.items()
+        for name, row in best_first
     ]
     header = ["squares, PSNR in dB", "as it is, learned from", "as it is, held out", *(f"{key}, some" for key in columns)]
     return table(header, rows)
@@ -298,7 +300,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "hypernets_64": ("hypernets_64", hypernets),
     "hypernets_cuda": ("hypernets_cuda", hypernets),
     "minr": ("minr", minr),
-    "where_lost": ("where_lost", where_lost),
+    "where_lost": ("where_lost_parts where_lost", where_lost),
     "refine": ("refine", refine),
     "hypernet_configs": ("hypernet_configs", hypernet_configs),
     "ablations": ("ablations", ablations),
@@ -313,10 +315,10 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
 
 
 def block(name: str) -> str:
-    """The lines of one block: the table, and where its figures come from."""
+    """The lines of one block: the table, and where its figures come from; of two records of a name, the last counts."""
     files, maker = TABLES[name]
     records = [json.loads((RESULTS / f"{file}.json").read_text()) for file in files.split()]
-    figures = records[0]["figures"] if len(records) == 1 else [row for each in records for row in each["figures"]]
+    figures = reduce(or_ if isinstance(records[0]["figures"], dict) else add, [each["figures"] for each in records])
     sources = [f"`{each['command']}`. {each['hardware']}. Data: {each['data']}. {each['date']}." for each in records]
     return "\n".join([*maker(figures), "", "\n\n".join(sources), ""])
 

@@ -3,7 +3,7 @@
     python benchmarks/tiny_pack.py --photographs imagenet1k-sample-256/train.parquet --imagenette imagenette-160 --out FOLDER
 
 Photographs of full resolution are few, so each is listed several times; the last 90 are held out, as in
-``modulation.py``. Without ``--imagenette`` they are all there is, for the last part of the training.
+``modulation.py``. Without ``--imagenette`` they are all there is, as some parts of the training want it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from huvr.files import whole
 
-TIMES = 10  # each photograph in an epoch
 HELD_OUT = 90
 
 
@@ -24,10 +23,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", required=True, help="Parquet of photographs, their shorter side 256 pixels or more.")
     parser.add_argument("--imagenette", help="Folder with ImageNette's train.parquet, whose images come after them.")
+    parser.add_argument("--times", type=int, default=10, help="Each photograph in an epoch.")
     parser.add_argument("--out", required=True, help="Folder for train.parquet and validation.parquet.")
     options = parser.parse_args()
     photographs = pq.read_table(options.photographs, columns=["image"])
-    seen = [photographs.slice(0, len(photographs) - HELD_OUT)] * TIMES
+    seen = [photographs.slice(0, len(photographs) - HELD_OUT)] * options.times
     if options.imagenette:
         small = pq.read_table(Path(options.imagenette) / "train.parquet", columns=["image"])
         seen.append(small.cast(photographs.schema))
