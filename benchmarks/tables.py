@@ -220,7 +220,7 @@ def ablations(figures: list[dict[str, Any]]) -> list[str]:
 
 
 def where_lost(figures: dict[str, Any]) -> list[str]:
-    """Networks, the best first, on squares that they learned from and on held-out ones; then on the few whose TinToks were searched."""
+    """Networks, the best first, on squares that they learned from and on held-out ones; then on the few of the search."""
     columns = list(next(iter(figures.values())))
     best_first = sorted(figures.items(), key=lambda item: (len(item[1]) > 1, item[1]["as it is"]["all"]), reverse=True)
     rows = [
