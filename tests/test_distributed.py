@@ -88,7 +88,7 @@ def test_all_ranks_skip_a_step_that_one_of_them_cannot_use(trained: Path) -> Non
 
 
 FAILING = """
-import os
+import os, time
 from lightning.pytorch.demos.boring_classes import BoringModel
 from huvr.errors import HuvrError
 
@@ -96,19 +96,22 @@ class Failing(BoringModel):
     def training_step(self, batch, batch_idx):
         if self.global_rank == int(os.environ["FAILS"]):
             raise HuvrError("the disk is full")
+        time.sleep(float(os.environ["WAITS"]))
         return super().training_step(batch, batch_idx)
 """
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path: Path, rank: str) -> None:
+@pytest.mark.parametrize(("rank", "waits"), [("0", "0"), ("1", "0"), ("1", "1000")])
+def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path: Path, rank: str, waits: str) -> None:
+    """Whether the other one hears of it from the connection that breaks, or has its mind on something else."""
     (tmp_path / "failing.py").write_text(FAILING)
     options = {"devices": 2, "accelerator": "cpu", "strategy": "ddp", "max_steps": 2, "logger": "false"}
     done = subprocess.run(
         [sys.executable, "-m", "huvr", "fit", "--model", "failing.Failing",
          "--data", "lightning.pytorch.demos.boring_classes.BoringDataModule",
          *(f"--trainer.{name}={value}" for name, value in options.items())],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path), "FAILS": rank},
+        capture_output=True, text=True, timeout=120, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "FAILS": rank, "WAITS": waits},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == "huvr: error: the disk is full"

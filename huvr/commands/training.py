@@ -26,10 +26,9 @@ import argparse
 import fcntl
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar, ThroughputMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -50,12 +48,11 @@ from huvr.commands.arguments import ConfigByName, find_config, parse, read_yaml
 from huvr.commands.calm import calm
 from huvr.commands.checkpoints import find_checkpoint, refuse_to_overwrite
 from huvr.commands.predictions import PictureWriter
+from huvr.commands.together import ended_together
 from huvr.errors import HuvrError
 from huvr.safety import LastCheckpoint, SkipNonFinite, WholeCheckpoints
 
 DEFAULTS = {"model": "huvr.pretrain.Pretraining", "data": "huvr.data.Images"}
-MISTAKE = 2  # exit status for a mistake of the user
-PATIENCE = 3  # seconds
 DESCRIPTION = """\
 Runs Lightning's Trainer on the module and the data that a config names. Every value of a config is an option too:
 --model.net.tintok_dim 8, --data.root FOLDER, --trainer.max_steps 100. For those of model and data, see --model.help
@@ -109,30 +106,6 @@ def only_one(run: Path, trainer: Trainer) -> Iterator[None]:
         except OSError:
             rank_zero_warn(f"run folder {run}: its file system has no locks, so take care that no other training works there")
         yield
-
-
-@contextmanager
-def ended_together(trainer: Trainer) -> Iterator[None]:
-    """A mistake of the user is told in one line by the process that found it, and ends those that the first one started too.
-
-    They would wait for each other, or bury that line under theirs.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
-            told = not isinstance(error, HuvrError) and any(status(child) == MISTAKE for child in launcher.procs)
-            launcher.kill(signal.SIGKILL)
-            if told:
-                raise SystemExit(MISTAKE) from None
-        raise
-
-
-def status(child: subprocess.Popen[bytes]) -> int | None:
-    """The exit status of a process that may be about to end."""
-    with suppress(subprocess.TimeoutExpired):
-        return child.wait(timeout=PATIENCE)
-    return None
 
 
 @contextmanager
