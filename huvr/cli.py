@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 
+from huvr.commands.memory import keep_memory
 from huvr.errors import HuvrError
 
 TRAINING = {
@@ -45,6 +46,7 @@ TASKS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``huvr`` with ``argv`` (of the process by default); returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    keep_memory()
     try:
         status = run(arguments)
         sys.stdout.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -141,6 +142,31 @@ def test_a_photograph_is_drawn_without_what_only_training_imports() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+FAULTS = """
+import resource, sys
+from huvr.cli import main
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        bytearray(64 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+plain = faults()
+main(["--version"])
+faults()
+print(plain, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the malloc that is told is glibc's")
+def test_large_blocks_of_memory_are_kept() -> None:
+    """glibc gives them back, and their pages cost again each time."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    plain, kept = map(int, done.stdout.split()[-2:])
+    assert kept < plain / 10
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
