@@ -46,7 +46,8 @@ def images_of(batch: Batch) -> Tensor:
 class Pretraining(LightningModule):
     """Trains ``net`` to paint its input and to predict the tokens of frozen teachers.
 
-    Batches are ``{"image": (B, 3, H, W)}``, uint8 or float in [0, 1]. In training a side that is no multiple
+    Batches are ``{"image": (B, 3, H, W)}``, uint8 or float in [0, 1], of as many images as the data module's attribute
+    ``batch_size`` says. In training a side that is no multiple
     of the patch is cropped. The teachers stay outside of the module: no checkpoint holds them, and only
     ``fit`` needs their weights.
 
@@ -315,7 +316,9 @@ class Pretraining(LightningModule):
         """Images per optimiser step, over all devices and accumulated batches."""
         self.trainer.fit_loop.setup_data()  # Lightning has not always done so by now
         source: Any = self.trainer.datamodule or self.trainer.train_dataloader  # type: ignore[attr-defined]
-        return source.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        if not isinstance(batch := getattr(source, "batch_size", None), int):
+            raise HuvrError(f"data: {type(source).__name__} has no attribute batch_size, by which the learning rate goes")
+        return batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the learning rate and, before clipping, the gradient norms of the two branches that modulate the INR."""

@@ -32,10 +32,12 @@ def refined(draw: Callable[..., Tensor], start: Sequence[Tensor], images: Tensor
         steps: of Adam, its rate falling to 0 along half a cosine; 0 returns the start.
 
     Raises:
-        HuvrError: for fewer than 0 steps.
+        HuvrError: for fewer than 0 steps, and numbers of other images than these.
     """
     if steps < 0:
         raise HuvrError(f"refine {steps}: expected a number of steps, 0 or more")
+    if any(len(tensor) != len(images) for tensor in start):
+        raise HuvrError(f"refine: {len(images)} images, and the numbers of {len(start[0])}: expected as many")
     if not steps:
         return tuple(start)
     with torch.inference_mode(False), torch.enable_grad():

@@ -151,7 +151,10 @@ class Features(LightningDataModule):
     def _task(self) -> FrozenEncoderTask:
         task = self.trainer.lightning_module if self.trainer else None
         if not isinstance(task, FrozenEncoderTask):
-            raise HuvrError("data: these features are those of a task's frozen encoder; this model has none")
+            raise HuvrError(
+                "data: these features are those of the frozen encoder of a huvr.tasks.base.FrozenEncoderTask, and this model is "
+                "none; --data names other data"
+            )
         return task
 
     @cached_property

@@ -450,6 +450,10 @@ def test_a_shipped_config_is_found_from_any_folder(folder: Path, monkeypatch: py
             f"model: there is no class {HERE}.Nothing (module '{HERE}' has no attribute 'Nothing')",
         ),
         (
+            {"model": {"class_path": "mine.Nothing"}},
+            "model: there is no class mine.Nothing (No module named 'mine'; PYTHONPATH=. finds files of this folder)",
+        ),
+        (
             {"trainer": {"callbacks": [{"class_path": "ModelCheckpoints"}]}},
             "trainer.callbacks: there is no class ModelCheckpoints (not a dotted path such as package.module.Class)",
         ),

@@ -16,7 +16,7 @@ import timm
 import torch
 import torchvision
 from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
@@ -96,6 +96,15 @@ def test_the_learning_rate_follows_the_effective_batch(tmp_path: Path, accumulat
     assert len(group) == 1  # weight decay everywhere
     assert group[0]["weight_decay"] == 0.01
     assert len(group[0]["params"]) == len(list(module.parameters()))
+
+
+def test_data_of_ones_own_that_do_not_tell_the_size_of_their_batches(tmp_path: Path) -> None:
+    class Data(LightningDataModule):
+        def train_dataloader(self) -> DataLoader:
+            return loader()
+
+    with pytest.raises(HuvrError, match="data: Data has no attribute batch_size, by which the learning rate goes"):
+        trainer(tmp_path).fit(Pretraining(TINY), datamodule=Data())
 
 
 def wave(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -65,6 +65,11 @@ def test_no_steps_are_the_start_and_fewer_are_refused() -> None:
         refined(linear, [START], TARGETS, -1)
 
 
+def test_numbers_of_other_images_are_refused() -> None:
+    with pytest.raises(HuvrError, match="refine: 1 images, and the numbers of 3: expected as many"):
+        refined(linear, [START], TARGETS[:1], 3)
+
+
 def test_a_network_in_half_precision_is_refined_in_it() -> None:
     net, images = tiny("PatchwiseHUVR").eval().bfloat16(), pictures(2, 21)
     parameters = net.encode(images.bfloat16())

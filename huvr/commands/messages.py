@@ -41,6 +41,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
             return f"{where}: expected {readable(match['type'])}, got {match['value']!r}"
         elif match := NO_CLASS.search(line):
             reason = "not a dotted path such as package.module.Class" if match["name"] else line.strip(" -")
+            reason += "; PYTHONPATH=. finds files of this folder" if reason.startswith("No module") else ""
             return f"{where}: there is no class {match['name'] or class_path} ({reason})"
         elif match := UNION.search(line):
             subtypes = match["type"]

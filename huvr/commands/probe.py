@@ -1,7 +1,8 @@
 """``huvr probe``: a task on the tokens of a frozen encoder.
 
-A task is a LightningModule that an installed package offers under the entry-point group ``huvr.tasks``, and whose
-parameter ``encoder``, where it has one, is a ``huvr.tasks.base.EncoderConfig``. One with a ``training_step`` is trained; then
+A task is a LightningModule that an installed package offers under the entry-point group ``huvr.tasks``: a
+``huvr.tasks.base.FrozenEncoderTask``, whose parameter ``encoder`` is an ``EncoderConfig`` and which the default data are made
+for, or any other, with ``--data`` of its own. One with a ``training_step`` is trained; then
 it is tested, at its best checkpoint where a ModelCheckpoint monitors something. What it logs in ``test_step`` goes into
 ``record.json`` of the run folder, beside what its attribute ``details``, a dictionary, holds. The run folder is named after
 the options that bear on the figures.
@@ -24,6 +25,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -136,9 +138,11 @@ class ProbeCLI(TrainingCLI):
 
     def __init__(self, entry: EntryPoint, arguments: Sequence[str]) -> None:
         try:
-            entry.load()
+            task = entry.load()
         except (ImportError, AttributeError) as error:
             raise HuvrError(f"task {entry.name} of {tasks.package(entry)} cannot be imported: {error}") from error
+        if not (isinstance(task, type) and issubclass(task, LightningModule)):
+            raise HuvrError(f"task {entry.name} of {tasks.package(entry)}: {entry.value} is no LightningModule")
         self.entry = entry
         super().__init__("probe", arguments)
 
@@ -152,6 +156,9 @@ def measured(cli: ProbeCLI) -> dict[str, float]:
     trainer, task, data = cli.trainer, cli.model, cli.datamodule
     best = None
     if is_overridden("training_step", task):
+        limits = cli.config.trainer
+        if limits.max_epochs is None and limits.max_steps == -1 and limits.max_time is None:
+            raise HuvrError(f"task {cli.entry.name} trains: say for how long, by --trainer.max_epochs or --trainer.max_steps")
         checkpoint = find_checkpoint(cli.config.ckpt_path, Path(cli.config.run), training=True)
         with plain_endings(trainer, checkpoint):
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)

@@ -65,8 +65,10 @@ def description(entry: EntryPoint) -> str:
     """The first line of the docstring of the class, read from the source: importing a task would import torch."""
     try:
         spec = find_spec(entry.module)
-        tree = ast.parse(Path((spec and spec.origin) or "").read_text(encoding="utf-8"))
-        node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == entry.attr)
-        return (ast.get_docstring(node) or "no description").splitlines()[0]
+        if spec is None or spec.origin is None:
+            return f"cannot be read (no module {entry.module})"
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        texts = [ast.get_docstring(node) for node in tree.body if isinstance(node, ast.ClassDef) and node.name == entry.attr]
+        return ((texts and texts[0]) or "no description").splitlines()[0]
     except Exception as error:  # whatever a foreign package comes up with
         return f"cannot be read ({type(error).__name__}: {error})"

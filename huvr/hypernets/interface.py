@@ -124,6 +124,7 @@ class HyperINR(nn.Module):
 
     def refine(self, parameters: INRParameters, images: Tensor, steps: int) -> INRParameters:
         """Parameters from which the images that they are of are drawn better, see :func:`huvr.refine.refined`."""
+        self.check(images)
 
         def draw(*tensors: Tensor) -> Tensor:
             return self.render(replace(parameters, tensors=tensors))

@@ -76,8 +76,8 @@ class HUVRConfig:
                 raise HuvrError(f"{name} {getattr(self, name)!r}: choose one of {', '.join(get_args(allowed))}")
         least = {"registers": 0, "decoder_depth": 0} | dict.fromkeys(_POSITIVE, 1)
         for name, limit in least.items():
-            if getattr(self, name) < limit:
-                raise HuvrError(f"{name} {getattr(self, name)}: expected {limit} or more")
+            if not isinstance(value := getattr(self, name), int) or value < limit:
+                raise HuvrError(f"{name} {value!r}: expected {limit} or more")
         if min(*self.inr_widths, self.inr_max_frequency) <= 0:
             raise HuvrError(f"inr_widths {self.inr_widths}, inr_max_frequency {self.inr_max_frequency}: expected above 0")
         if self.encoder is None and (self.width % self.heads or self.width // self.heads % 4):
@@ -95,6 +95,24 @@ PRESETS: dict[str, HUVRConfig] = {
     "base": HUVRConfig(),
     "large": HUVRConfig(width=1024, depth=24, decoder_width=1280),
 }  # fmt: skip
+
+
+def check_images(images: Tensor) -> None:
+    """Raises HuvrError unless they are ``(B, 3, H, W)`` of floating-point numbers, not empty."""
+    if not isinstance(images, Tensor):
+        raise HuvrError(f"images of type {type(images).__name__}: expected a tensor (B, 3, H, W) in [0, 1]")
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise HuvrError(f"images of shape {tuple(images.shape)}: expected (B, 3, H, W), each 1 or more")
+    if not images.is_floating_point():
+        raise HuvrError(f"images of {images.dtype}: expected floating-point numbers in [0, 1]")
+
+
+def check_tokens(tokens: Tokens, verb: str, kind: str, dim: int) -> None:
+    """Raises HuvrError unless they are what ``verb`` takes: tokens of ``dim`` numbers."""
+    if not isinstance(tokens, Tokens):
+        raise HuvrError(f"{verb} takes {kind}, as huvr.model.Tokens, not {type(tokens).__name__}")
+    if tokens.dim != dim:
+        raise HuvrError(f"tokens of {tokens.dim} numbers: {verb} takes {kind}, of {dim}")
 
 
 class HUVR(nn.Module):
@@ -132,25 +150,18 @@ class HUVR(nn.Module):
 
     def encode(self, images: Tensor) -> Tokens:
         """Images ``(B, 3, H, W)`` of any size to standard tokens; the grid covers the image, its edge repeated where needed."""
-        if not isinstance(images, Tensor):
-            raise HuvrError(f"images of type {type(images).__name__}: expected a tensor (B, 3, H, W) in [0, 1]")
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise HuvrError(f"images of shape {tuple(images.shape)}: expected (B, 3, H, W)")
-        if not images.is_floating_point():
-            raise HuvrError(f"images of {images.dtype}: expected floating-point numbers in [0, 1]")
+        check_images(images)
         down, right = (-side % self.patch for side in images.shape[-2:])
         return self.encoder(F.pad(images, (0, right, 0, down), mode="replicate") if down or right else images)
 
     def compress(self, tokens: Tokens) -> Tokens:
         """Standard tokens to TinToks, ``tintok_dim`` numbers each."""
-        if tokens.dim != self.encoder.dim:
-            raise HuvrError(f"tokens of {tokens.dim} numbers: compress takes standard tokens, of {self.encoder.dim}")
+        check_tokens(tokens, "compress", "standard tokens", self.encoder.dim)
         return self.bottleneck.compress(tokens)
 
     def expand(self, tintoks: Tokens) -> Tokens:
         """TinToks to decoder tokens, ready to render."""
-        if tintoks.dim != self.config.tintok_dim:
-            raise HuvrError(f"tokens of {tintoks.dim} numbers: expand takes TinToks, of {self.config.tintok_dim}")
+        check_tokens(tintoks, "expand", "TinToks", self.config.tintok_dim)
         return self.decoder(self.bottleneck.expand(tintoks))[0]
 
     def render(self, tokens: Tokens, size: tuple[int, int] | None = None, scale: int = 1) -> Tensor:
@@ -165,7 +176,8 @@ class HUVR(nn.Module):
         Returns:
             ``(B, 3, scale * H, scale * W)``.
         """
-        if scale < 1 or scale != int(scale):
+        check_tokens(tokens, "render", "decoder tokens", self.config.decoder_width)
+        if not scale >= 1 or scale % 1:
             raise HuvrError(f"scale {scale}: expected a whole number, 1 or more")
         limit = (tokens.grid[0] * self.patch, tokens.grid[1] * self.patch)
         height, width = size or limit
@@ -189,6 +201,8 @@ class HUVR(nn.Module):
 
         The global one stays, so that images are recognised by it as before; refining it too hardly shows.
         """
+        check_images(images)
+        check_tokens(tintoks, "refine", "TinToks", self.config.tintok_dim)
         (height, width), precision = images.shape[-2:], self.inr.to_pixels.weight.dtype
 
         def draw(patches: Tensor) -> Tensor:

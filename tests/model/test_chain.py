@@ -100,7 +100,7 @@ def test_sizes_outside_the_tokens(model: HUVR, decoded: Tokens, size: tuple[int,
         model.render(decoded, size=size)
 
 
-@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16), (1, 4, 16, 16)])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16), (1, 4, 16, 16), (0, 3, 16, 16), (1, 3, 0, 4)])
 def test_images_of_a_wrong_shape(model: HUVR, shape: tuple[int, ...]) -> None:
     with pytest.raises(HuvrError, match=r"expected \(B, 3, H, W\)"):
         model.encode(torch.zeros(shape))
@@ -114,6 +114,12 @@ def test_what_is_no_tensor_and_tokens_of_another_kind(model: HUVR) -> None:
         model.expand(tokens)
     with pytest.raises(HuvrError, match="tokens of 6 numbers: compress takes standard tokens, of 48"):
         model.compress(model.compress(tokens))
+    with pytest.raises(HuvrError, match="tokens of 6 numbers: render takes decoder tokens, of 40"):
+        model.render(model.compress(tokens))
+    with pytest.raises(HuvrError, match=r"compress takes standard tokens, as huvr\.model\.Tokens, not Tensor"):
+        model.compress(tokens.patches)  # type: ignore[arg-type]
+    with pytest.raises(HuvrError, match="tokens of 48 numbers: refine takes TinToks, of 6"):
+        model.refine(tokens, torch.rand(1, 3, 16, 24), 1)
     with pytest.raises(HuvrError, match="preset tiny: no field foo; choose among image_size, patch"):
         HUVR.preset("tiny", foo=3)
 
@@ -121,6 +127,9 @@ def test_what_is_no_tensor_and_tokens_of_another_kind(model: HUVR) -> None:
 def test_bytes_are_refused(model: HUVR) -> None:
     with pytest.raises(HuvrError, match=r"images of torch\.uint8: expected floating-point numbers in \[0, 1\]"):
         model.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    tintoks = model.compress(model.encode(torch.rand(1, 3, 16, 16)))
+    with pytest.raises(HuvrError, match=r"images of torch\.uint8"):
+        model.refine(tintoks, torch.zeros(1, 3, 16, 16, dtype=torch.uint8), 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -136,6 +145,7 @@ def test_a_network_of_another_precision_takes_images_as_they_are(model: HUVR, dt
     [
         ({"depth": 0}, "depth 0: expected 1 or more"),
         ({"tintok_dim": -3}, "tintok_dim -3: expected 1 or more"),
+        ({"tintok_dim": "8"}, "tintok_dim '8': expected 1 or more"),
         ({"registers": -1}, "registers -1: expected 0 or more"),
         ({"inr_widths": (16, 0, 16)}, "expected above 0"),
         ({"inr_max_frequency": 0.0}, "expected above 0"),

@@ -19,6 +19,8 @@ SMALL = ["--data.root", "pictures", "--data.resize", "34", "--data.crop", "32", 
 FOREIGN = '''
 """Another package's task; it is imported only when it runs."""
 
+from lightning.pytorch import LightningModule
+
 from huvr.tasks.base import EncoderConfig, FrozenEncoderTask
 
 
@@ -36,6 +38,19 @@ class Length(FrozenEncoderTask):
         for features, labels in batch.pieces():
             self.log("length", self.factor * features.norm(dim=1).mean(), batch_size=len(batch))
         self.details["note"] = "from afar"
+
+
+class Endless(FrozenEncoderTask):
+    def training_step(self, batch, index) -> None: ...
+
+
+class Plain(LightningModule):
+    """No encoder."""
+
+    def test_step(self, batch, index) -> None: ...
+
+
+WORD = "word"
 '''
 
 
@@ -44,7 +59,15 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder on the module path with two packages that bring tasks, as pip would have installed them."""
     folder = tmp_path / "site"
     for package, points in {
-        "faraway": "length = remote_task:Length\nknn = remote_task:Length",
+        "faraway": "\n".join(
+            [
+                "length = remote_task:Length",
+                "knn = remote_task:Length",
+                "endless = remote_task:Endless",
+                "plain = remote_task:Plain",
+                "word = remote_task:WORD",
+            ]
+        ),
         "broken": "lost = broken_task:Lost\nabsent = remote_task:Absent",
     }.items():
         info = folder / f"{package}-1.0.dist-info"
@@ -79,8 +102,8 @@ def test_tasks_are_listed_before_torch_is_imported(foreign: Path) -> None:
     assert {"absent", "knn", "length", "lost"} <= told.keys()
     assert told["length"] == "Mean length of the features.  [faraway]"
     assert told["knn"] == "k-NN classification of cls tokens.  [huvr]"  # not taken over by the other package
-    assert told["lost"].startswith("cannot be read")
-    assert told["lost"].endswith("[broken]")
+    assert told["lost"] == "cannot be read (no module broken_task)  [broken]"
+    assert told["absent"] == "no description  [broken]"
 
 
 def test_a_task_of_another_package_runs_by_name(encoder: str, pictures: Path, foreign: Path) -> None:
@@ -170,6 +193,11 @@ def test_mistakes_are_one_line(
     assert error_of(capsys, "probe", "--task") == "argument --task: expected one argument"
     assert error_of(capsys, "probe", "--task", "lost").startswith("task lost of broken cannot be imported: No module named")
     assert error_of(capsys, "probe", "--task", "absent").startswith("task absent of broken cannot be imported: ")
+    assert error_of(capsys, "probe", "--task", "word") == "task word of faraway: remote_task:WORD is no LightningModule"
+    endless = error_of(capsys, "probe", "--task", "endless", "--encoder", encoder, *SMALL)
+    assert endless == "task endless trains: say for how long, by --trainer.max_epochs or --trainer.max_steps"
+    plain = error_of(capsys, "probe", "--task", "plain", *SMALL)
+    assert plain.endswith("of a huvr.tasks.base.FrozenEncoderTask, and this model is none; --data names other data")
     knn = ["probe", "--task", "knn", "--encoder", encoder, *SMALL]
     assert error_of(capsys, *knn, "--model.kk", "3") == "unknown option model.kk: did you mean model.k?"
     assert error_of(capsys, *knn, "--tokens", "tok").startswith("tokens 'tok': choose standard, tintok, decoder, or pca<d>")
