@@ -45,8 +45,6 @@ def main() -> None:
         "bytes": (FOLDER / "model.safetensors").stat().st_size,
         "tintok_dim": shipped.config.tintok_dim,
         "steps": [end["global_step"] for end in ends],
-            torch.load(Path(run, "checkpoints", "last.ckpt"), weights_only=True, mmap=True)["global_step"] for run in args.run
-        ],
     }
     write_record("shipped", short(args.data), config, {"mean": means, "held_out": len(data.val_rows)})  # type: ignore[arg-type]
 
