@@ -51,7 +51,7 @@ def ssim_nhwc(reconstructions: Tensor, images: Tensor) -> Tensor:
     _check_window(images)
     with torch.autocast(images.device.type, enabled=False):
         x, y = (each.float().flatten(0, 1)[:, None] for each in (reconstructions, images))
-        offsets = torch.arange(SSIM_WINDOW, device=x.device) - SSIM_WINDOW // 2
+        offsets = torch.arange(SSIM_WINDOW, dtype=torch.float32, device=x.device) - SSIM_WINDOW // 2
         window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
         window = (window / window.sum()).view(1, 1, 1, -1)
         mean_x, mean_y, xx, yy, xy = (F.conv2d(each, window) for each in (x, y, x * x, y * y, x * y))

@@ -8,10 +8,12 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
+from lightning.pytorch import LightningModule
 from timm.optim import Muon, muon
 from timm.optim.muon import zeropower_via_newtonschulz
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import ParamsT
 
 OptimizerName = Literal["adamw", "muon"]
@@ -45,6 +47,24 @@ def make_optimizer(
         adamw._step_supports_amp_scaling = False
         return adamw
     return PortableMuon(parameters, lr, weight_decay, nesterov=True, betas=betas, adjust_lr_fn="match_rms_adamw")
+
+
+def go_on_with(module: LightningModule, lr: float, **options: Any) -> None:
+    """For ``on_train_start``: a checkpoint brings the learning rate and options that it was written with; these count instead.
+
+    Args:
+        module: one optimiser, and at most one schedule, a LambdaLR.
+        lr: learning rate, the schedule's peak where there is one.
+        options: of each group of parameters, such as the weight decay.
+    """
+    optimizer, schedule = module.optimizers(use_pl_optimizer=False), module.lr_schedulers()
+    assert isinstance(optimizer, Optimizer)
+    if schedule is not None:
+        assert isinstance(schedule, LambdaLR)
+        schedule.base_lrs = [lr] * len(optimizer.param_groups)
+        options, lr = options | {"initial_lr": lr}, lr * schedule.lr_lambdas[0](schedule.last_epoch)
+    for group in optimizer.param_groups:
+        group |= {"lr": lr, **options}
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: float, floor: float = 0.0) -> float:

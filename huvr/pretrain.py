@@ -20,12 +20,12 @@ from huvr.errors import HuvrError
 from huvr.losses import LossWeights, LPIPSLoss, distillation_loss, koleo_loss, log_pixel_loss, pixel_loss, ssim_loss
 from huvr.metrics import psnr, ssim
 from huvr.model import HUVR, HUVRConfig, Tokens
-from huvr.optim import OptimizerName, make_optimizer, warmup_cosine
+from huvr.optim import OptimizerName, go_on_with, make_optimizer, warmup_cosine
 from huvr.phase import draw_phase, moved
 from huvr.safety import total_norm
 from huvr.sharding import shard
 from huvr.teacher import TeacherConfig, Teachers, pretrained_network
-from huvr.weights import load
+from huvr.weights import load, refuse_other
 
 Batch = dict[str, Any]
 PLACES = ("encoder_cls", "encoder_patches", "decoder_cls", "decoder_patches")
@@ -179,15 +179,15 @@ class Pretraining(LightningModule):
 
     def begin_with(self, other: HUVR, source: str) -> None:
         """Take over the weights of ``other``; raise a HuvrError where its config differs beyond the heads of distillation."""
-        ours, theirs = vars(self.net.config), vars(other.config)
-        free = ("distill_dims", *(OF_RELEASED if self.net.config.encoder else ()))
-        names = [name for name in ours if name not in free and theirs[name] != ours[name]]
-        if names:
-            found = ", ".join(f"{name} is {theirs[name]}, not {ours[name]}" for name in names)
-            raise HuvrError(f"start {source}: another network than net: {found}")
+        self.refuse_other(f"start {source}", vars(other.config))
         own, given = self.net.state_dict(), other.state_dict()
         fits = {name for name, tensor in own.items() if name in given and given[name].shape == tensor.shape}
         self.net.load_state_dict({name: given[name] if name in fits else tensor for name, tensor in own.items()})
+
+    def refuse_other(self, given: str, config: dict[str, Any]) -> None:
+        """Raises HuvrError where ``given`` holds another network than ours."""
+        free = ("distill_dims", *(OF_RELEASED if self.net.config.encoder else ()))
+        refuse_other(given, config, vars(self.net.config), free)
 
     def on_fit_start(self) -> None:
         # Not earlier: the EMA callback copies the module before, and validate and predict go without teachers.
@@ -299,14 +299,7 @@ class Pretraining(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """A checkpoint brings the learning rate, the decay and the betas that it was written with: those asked for now count."""
-        optimizer, schedule, peak = self.optimizers(use_pl_optimizer=False), self.lr_schedulers(), self.peak_lr()
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
-        schedule.base_lrs = [peak] * len(optimizer.param_groups)
-        lr = peak * schedule.lr_lambdas[0](schedule.last_epoch)
-        for group in optimizer.param_groups:
-            group |= {"lr": lr, "initial_lr": peak, "weight_decay": self.weight_decay, "betas": self.betas}
+        go_on_with(self, self.peak_lr(), weight_decay=self.weight_decay, betas=self.betas)
 
     def peak_lr(self) -> float:
         """The learning rate after warmup, for all images of a step."""
@@ -350,4 +343,5 @@ class Pretraining(LightningModule):
         checkpoint["huvr_config"] = asdict(self.net.config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.refuse_other("ckpt_path", checkpoint.get("huvr_config", {}))
         self.begun = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +19,7 @@ from huvr.model import HUVR, HUVRConfig
 from huvr.released import check_tensors, from_released, save_released, to_released
 from huvr.released_config import infer
 
-__all__ = ["SHIPPED", "convert", "load", "save", "save_released", "to_released"]
+__all__ = ["SHIPPED", "convert", "load", "refuse_other", "save", "save_released", "to_released"]
 
 SHIPPED = "huvr-tiny"  # the trained network inside this package
 _FORMAT, _VERSION = "huvr", 1
@@ -29,6 +29,17 @@ _KINDS = (
 )
 _NO_HUVR = "which is no HUVR network and has no TinToks"
 _log = logging.getLogger(__name__)
+
+
+def refuse_other(given: str, told: Mapping[str, Any], ours: Mapping[str, Any], free: Collection[str] = ()) -> None:
+    """Raises HuvrError where ``given`` is told to hold another network than ours, beyond the fields ``free``.
+
+    Some fields change what a network does and the shape of no tensor: heads, positions, frequencies.
+    """
+    plain = {name: [json.dumps(config.get(name, ours[name]), default=str) for config in (told, ours)] for name in ours}
+    if names := [name for name, (theirs, own) in plain.items() if theirs != own and name not in free]:
+        found = ", ".join(f"{name} is {told[name]}, not {ours[name]}" for name in names)
+        raise HuvrError(f"{given}: another network than net: {found}")
 
 
 def save(model: HUVR, directory: str | Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from huvr.data.samples import seed_of
 from huvr.errors import HuvrError
 from huvr.optim import warmup_cosine
 from huvr.viz import save_png
@@ -96,6 +97,8 @@ class Segmentation(FrozenEncoderTask):
         return at_pixels(self.head(tokens.map), images.shape[-2:], patch_size(self.encoder.network))
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        # For dropout: a resumed run drops what it would have, and each process its own.
+        torch.manual_seed(seed_of("dropout", self.global_step, index, self.global_rank))
         logits, labels = self(batch["image"].float() / 255), batch["target"]
         # The mean over labelled pixels; torch's own is nan where there are none.
         loss = F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum") / (labels != NO_LABEL).sum().clamp_min(1)

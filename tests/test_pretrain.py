@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partialmethod
 from itertools import chain
 from pathlib import Path
@@ -484,3 +484,13 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         Pretraining(HUVRConfig(**{**asdict(TINY), "encoder": "deit_tiny_distilled_patch16_224"}))
     with pytest.raises(HuvrError, match="4x4 pixels are smaller than a patch of 8"):
         trainer(tmp_path).fit(Pretraining(TINY), loader(side=4))
+
+
+def test_a_checkpoint_of_a_network_with_other_heads_is_refused(tmp_path: Path) -> None:
+    """Which no shape of a tensor tells."""
+    fit = trainer(tmp_path, max_steps=1)
+    fit.fit(Pretraining(TINY, pictures_every=0), loader())
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    other = Pretraining(replace(TINY, heads=1), pictures_every=0)
+    with pytest.raises(HuvrError, match="ckpt_path: another network than net: heads is 3, not 1"):
+        trainer(tmp_path).validate(other, loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)

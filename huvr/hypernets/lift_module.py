@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -20,12 +21,15 @@ from huvr.hypernets.lift import LIFT, Latents, LIFTConfig
 from huvr.hypernets.lift_meta import descend, encode, find_latents, interpolate, objective, points_of, reconstruct
 from huvr.hypernets.masking import MaskedModule, Masking, masked_psnr
 from huvr.metrics import psnr, ssim
+from huvr.optim import go_on_with
 from huvr.released import check_tensors
 from huvr.viz import panel, to_uint8
+from huvr.weights import refuse_other
 
 Batch = dict[str, Tensor]
 CONFIG_KEY, SIZE_KEY = "lift_config", "lift_size"  # of a checkpoint; the size is that of the signals it learned
 PICTURED = 8  # signals in the pictures
+OF_THE_DESCENT = ("inner_steps", "inner_lr", "smoothness")  # fields of a config that may change within a training
 STATIONS = 8  # pictures on the way from one signal to another
 
 
@@ -131,6 +135,14 @@ class MetaLearning(MaskedModule):
     def configure_optimizers(self) -> torch.optim.Adam:
         return torch.optim.Adam(self.parameters(), self.lr)
 
+    def on_fit_start(self) -> None:
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(each, WeightAveraging) and each._use_buffers for each in callbacks):
+            raise HuvrError("trainer.callbacks: averages of LIFT's buffers, which are tables of cells: set use_buffers: false")
+
+    def on_train_start(self) -> None:
+        go_on_with(self, self.lr)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient norm before clipping, and now and then pictures."""
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
@@ -161,6 +173,9 @@ class MetaLearning(MaskedModule):
         checkpoint[CONFIG_KEY] = asdict(self.net.config)
         if self._pictured is not None:
             checkpoint[SIZE_KEY] = list(self._pictured.shape[2:])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        refuse_other("ckpt_path", checkpoint.get(CONFIG_KEY, {}), asdict(self.net.config), OF_THE_DESCENT)
 
 
 def as_pictures(signals: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from huvr.hypernets.interface import HyperINR
 from huvr.hypernets.masking import MaskedModule, Masking, masked_psnr
 from huvr.hypernets.weights import KEY, described
 from huvr.metrics import psnr
-from huvr.optim import OptimizerName, make_optimizer, warmup_cosine
+from huvr.optim import OptimizerName, go_on_with, make_optimizer, warmup_cosine
 from huvr.pretrain import PICTURED, Batch, images_of
+from huvr.weights import refuse_other
 
 Schedule = Literal["constant", "step", "cosine"]
 
@@ -51,7 +52,7 @@ class HyperNetwork(MaskedModule):
         warmup: share of the steps in which the learning rate of "cosine" rises.
         weight_decay: on every parameter.
         betas: of the optimiser.
-        seed: of masks and jitter.
+        seed: of masks, jitter and dropout.
         pictures_every: steps between two grids of pictures in TensorBoard, 0 for none.
 
     Raises:
@@ -91,6 +92,9 @@ class HyperNetwork(MaskedModule):
         self._pictured: Tensor | None = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        # For dropout: a resumed run drops what it would have, and each process its own.
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(seed_of("dropout", self.seed, number, self.global_rank))
         images = images_of(batch)
         if self._pictured is None:
             self._pictured = images[:PICTURED].clone()  # a view would keep the whole batch
@@ -149,6 +153,9 @@ class HyperNetwork(MaskedModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        go_on_with(self, self.lr, weight_decay=self.weight_decay, betas=self.betas)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.log("lr", optimizer.param_groups[0]["lr"])
         if self.pictures_every and self.global_step % self.pictures_every == 0 and isinstance(self.logger, TensorBoardLogger):
@@ -170,3 +177,8 @@ class HyperNetwork(MaskedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = described(self.net)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        told, ours = checkpoint.get(KEY, {}), described(self.net)
+        refuse_other("ckpt_path", told, ours, free=["config"])
+        refuse_other("ckpt_path", told.get("config", {}), ours["config"])

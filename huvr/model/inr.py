@@ -33,7 +33,7 @@ def encode_positions(coordinates: Tensor, frequencies: int, max_frequency: float
 
     Frequencies run log-spaced from 1 to ``max_frequency``, in units of π; all cosines come before all sines.
     """
-    exponents = torch.linspace(0, math.log(max_frequency), frequencies, device=coordinates.device)
+    exponents = torch.linspace(0, math.log(max_frequency), frequencies, dtype=torch.float32, device=coordinates.device)
     angles = (coordinates[..., None] * (math.pi * torch.exp(exponents))).flatten(-2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

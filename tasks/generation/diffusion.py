@@ -85,7 +85,7 @@ class Diffusion(Objective):
         steps = torch.randint(STEPS, (len(latents),), generator=generator, device=latents.device)
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
         noisy = self.schedule.noisy(latents, noise, steps)
-        answer = predict(noisy, steps * (TIME_SCALE / STEPS)).float()
+        answer = predict(noisy, steps.float() * (TIME_SCALE / STEPS)).float()
         eps, place = answer.chunk(2, -1)
         only_variance = torch.cat([eps.detach(), place], -1)
         return {"noise": (eps - noise).square().mean(), "bound": self.bound(only_variance, latents, noisy, steps).mean()}

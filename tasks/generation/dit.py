@@ -169,6 +169,6 @@ def initialise(module: nn.Module) -> None:
 def sinusoids(times: Tensor) -> Tensor:
     """Times ``(B,)`` to ``(B, 256)``: cosines and sines of 128 frequencies from 1 down to 1/10000."""
     half = SINUSOIDS // 2
-    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=times.device))
+    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=times.device))
     angles = times.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], 1)

@@ -16,7 +16,7 @@ from torchvision.utils import make_grid
 
 from huvr.data.samples import seed_of
 from huvr.errors import HuvrError
-from huvr.optim import OptimizerName, make_optimizer
+from huvr.optim import OptimizerName, go_on_with, make_optimizer
 from huvr.viz import to_uint8
 
 from .dit import DiT, DiTConfig
@@ -156,6 +156,9 @@ class Generation(LightningModule):
         share = partial(trapezoid, steps=int(steps), warmup=self.warmup, decay=self.decay, floor=self.min_lr / self.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        go_on_with(self, self.lr, weight_decay=self.weight_decay, betas=self.betas)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.log("lr", optimizer.param_groups[0]["lr"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_hypernets import CONTINUOUS, HUVR_SHAPE, PAINTERS, pictures, tiny
+from tiny_hypernets import CONTINUOUS, HUVR_SHAPE, PAINTERS, TOKENIZER, TRANSFORMER, pictures, tiny
+from tiny_hypernets import INR as INR_SHAPE
 from torch.utils.data import DataLoader
 
 from huvr.cli import main
 from huvr.errors import HuvrError
+from huvr.hypernets.ginr import GINR
 from huvr.hypernets.masking import Masking
 from huvr.hypernets.module import HyperNetwork, learning_rate
 from huvr.hypernets.patchwise import PatchwiseHUVR
@@ -264,3 +267,35 @@ def test_numbers_that_make_no_sense(options: dict[str, object], message: str) ->
 def test_a_masking_ratio_of_one_is_a_mistake_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", "hypernets/minr_ginr.yaml", "--data.root", str(folder), "--model.masking.ratio", "1"]) == 2
     assert "masking ratio 1.0: expected 0 to below 1" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_frequencies_is_refused(tmp_path: Path) -> None:
+    """Which no shape of a tensor tells."""
+    first = trainer(1)
+    first.fit(HyperNetwork(tiny("GINR")), loader())
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    config = tiny("GINR").config
+    other = GINR(TOKENIZER, TRANSFORMER, replace(INR_SHAPE, max_frequency=16.0), rank=config["rank"])
+    with pytest.raises(HuvrError, match=r"ckpt_path: another network than net: inr is .*8\.0.*, not .*16\.0"):
+        trainer(1).validate(HyperNetwork(other), loader(), ckpt_path=tmp_path / "first.ckpt", weights_only=True)
+    with pytest.raises(HuvrError, match="ckpt_path: another network than net: name is GINR, not TransINR"):
+        trainer(1).validate(HyperNetwork(tiny("TransINR")), loader(), ckpt_path=tmp_path / "first.ckpt", weights_only=True)
+
+
+def test_a_resumed_run_follows_the_options_it_is_given_and_drops_what_it_would_have(tmp_path: Path) -> None:
+    def trained(steps: int, lr: float = 1e-2, start: Path | None = None) -> Trainer:
+        net = GINR(TOKENIZER, replace(TRANSFORMER, dropout=0.3), INR_SHAPE, rank=12)
+        fit = trainer(steps)
+        fit.fit(HyperNetwork(net, lr=lr, betas=(0.8, 0.9)), loader(), ckpt_path=start, weights_only=True)
+        fit.save_checkpoint(tmp_path / f"{steps}-{lr}.ckpt")
+        return fit
+
+    torch.manual_seed(0)
+    trained(2)
+    torch.manual_seed(0)
+    whole = trained(4).lightning_module.state_dict()
+    torch.manual_seed(99)
+    resumed = trained(4, start=tmp_path / "2-0.01.ckpt").lightning_module.state_dict()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    (group,) = trained(5, lr=0.5, start=tmp_path / "2-0.01.ckpt").optimizers[0].param_groups
+    assert (group["lr"], group["initial_lr"], group["betas"]) == (0.5, 0.5, (0.8, 0.9))

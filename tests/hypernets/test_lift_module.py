@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -267,3 +269,19 @@ def test_images_by_the_interface_of_all_hyper_networks(monkeypatch: pytest.Monke
             ask(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
         with pytest.raises(HuvrError, match="signals of 0x0"):
             ask(torch.rand(1, 3, 0, 0))
+
+
+def test_going_on(tmp_path: Path) -> None:
+    """At the rate asked for, with the network of the checkpoint; its descent may change, the tables of cells no average."""
+    first = trainer(tmp_path, max_steps=1)
+    first.fit(MetaLearning(TINY, lr=1e-3, pictures_every=0), loader())
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    again = trainer(tmp_path, max_steps=2)
+    going_on: dict[str, Any] = {"ckpt_path": tmp_path / "first.ckpt", "weights_only": True}
+    again.fit(MetaLearning(replace(TINY, inner_steps=1), lr=0.5, pictures_every=0), loader(), **going_on)
+    assert again.optimizers[0].param_groups[0]["lr"] == 0.5
+    with pytest.raises(HuvrError, match=r"ckpt_path: another network than net: omega is 10\.0, not 30\.0"):
+        trainer(tmp_path).validate(MetaLearning(replace(TINY, omega=30.0)), loader(), **going_on)
+    with pytest.raises(HuvrError, match="averages of LIFT's buffers, which are tables of cells: set use_buffers: false"):
+        trainer(tmp_path, callbacks=[EMAWeightAveraging()]).fit(MetaLearning(TINY, pictures_every=0), loader())
+    trainer(tmp_path, callbacks=[EMAWeightAveraging(use_buffers=False)]).fit(MetaLearning(TINY, pictures_every=0), loader())

@@ -44,6 +44,18 @@ def test_encoded_positions_by_hand() -> None:
     torch.testing.assert_close(encode_positions(torch.tensor([0.5, 0.25]), 2, 4.0), torch.tensor(expected))
 
 
+def test_positions_are_the_same_where_the_default_precision_is_half() -> None:
+    """As Lightning makes it in bf16-true, within each step of training and nowhere after."""
+    coordinates = cell_centres(16)[:, None].expand(-1, 2)
+    expected = encode_positions(coordinates, 32, 1024.0)
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        found = encode_positions(coordinates, 32, 1024.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
 def test_released_frequencies_run_from_1_to_1024() -> None:
     at_one = encode_positions(torch.tensor([[1 / 1024, 0.0]], dtype=torch.float64), 32, 1024.0)[0]
     angles = torch.atan2(at_one[64:96], at_one[:32]) * 1024 / math.pi

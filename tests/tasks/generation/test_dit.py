@@ -102,3 +102,14 @@ def test_shapes_that_cannot_be() -> None:
         DiTConfig(width=100, heads=3)
     with pytest.raises(HuvrError, match="norm 'batchnorm': choose one of layernorm, rmsnorm"):
         DiTConfig(norm="batchnorm")  # type: ignore[arg-type]
+
+
+def test_times_are_the_same_where_the_default_precision_is_half() -> None:
+    times = torch.linspace(0, 1000, 50)
+    expected = sinusoids(times)
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        found = sinusoids(times)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
