@@ -48,6 +48,16 @@ def feature_memory(figures: list[dict[str, Any]]) -> list[str]:
     return table(["task", "images to learn from", "their features", "memory", "time"], rows)
 
 
+def allocator(figures: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        [f"{row['work']}, {row['batch']} images", f"{row['as_glibc']['seconds']:.2f} s", f"{row['kept']['seconds']:.2f} s",
+         f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}", f"{row['as_glibc']['peak_mb'] / 1024:.1f} GB",
+         f"{row['kept']['peak_mb'] / 1024:.1f} GB"]
+        for row in figures
+    ]  # fmt: skip
+    return table(["huvr-tiny on a CPU", "memory given back", "kept", "times as fast", "peak, given back", "peak, kept"], rows)
+
+
 def modulation(figures: dict[str, Any]) -> list[str]:
     rows = [
         [row["candidate"], row["psnr"], row["lost_if_swapped"], row["lost_if_zeroed"], row["time_against_released"]]
@@ -290,6 +300,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "train_step_cuda": ("train_step_cuda", train_step_gpu),
     "train_step_cuda_compiled": ("train_step_cuda_compiled", train_step_gpu),
     "train_step_time": ("train_step_cuda_compiled", train_step_time),
+    "allocator": ("allocator", allocator),
     "input": ("input", input_rates),
     "teacher": ("teacher", teacher),
     "harness": ("harness", harness),
