@@ -2,8 +2,8 @@
 
     python benchmarks/allocator.py
 
-Each measurement is a process of its own: a training step (forward, backward, AdamW, bf16), or drawing images from their TinToks
-and back (fp32), of random images of 256 x 256. Page faults are of the small kind, a page of memory that the system clears.
+Each measurement is a process of its own: a training step (forward, backward, AdamW, bf16), or images to TinToks and back (fp32),
+of random images of 256 x 256. Page faults are of the small kind, a page of memory that the system clears.
 """
 
 from __future__ import annotations

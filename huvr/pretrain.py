@@ -47,9 +47,8 @@ class Pretraining(LightningModule):
     """Trains ``net`` to paint its input and to predict the tokens of frozen teachers.
 
     Batches are ``{"image": (B, 3, H, W)}``, uint8 or float in [0, 1], of as many images as the data module's attribute
-    ``batch_size`` says. In training a side that is no multiple
-    of the patch is cropped. The teachers stay outside of the module: no checkpoint holds them, and only
-    ``fit`` needs their weights.
+    ``batch_size`` says. In training a side that is no multiple of the patch is cropped. The teachers stay outside of the
+    module: no checkpoint holds them, and only ``fit`` needs their weights.
 
     Args:
         net: shape of the network; its ``distill_dims`` follow from ``teachers``.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins import HalfPrecision
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from huvr.errors import HuvrError
-from huvr.metrics import psnr, ssim
+from huvr.metrics import psnr, ssim, ssim_nhwc
 
 
 def batch(size: int, side: int, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,3 +37,10 @@ def test_ssim_is_per_image_and_counts_whole_windows() -> None:
 def test_ssim_of_a_postage_stamp_is_an_error() -> None:
     with pytest.raises(HuvrError, match="8x8 pixels: sides of at least 11"):
         ssim(*batch(1, 8, 0.1))
+
+
+def test_the_released_ssim_is_the_same_in_a_step_of_bf16_true() -> None:
+    pair = batch(2, 24, 0.1)
+    with HalfPrecision("bf16-true").forward_context():
+        found = ssim_nhwc(*pair)
+    assert torch.equal(found, ssim_nhwc(*pair))

@@ -5,6 +5,7 @@ import math
 import inr_reference
 import pytest
 import torch
+from lightning.pytorch.plugins import HalfPrecision
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -44,15 +45,12 @@ def test_encoded_positions_by_hand() -> None:
     torch.testing.assert_close(encode_positions(torch.tensor([0.5, 0.25]), 2, 4.0), torch.tensor(expected))
 
 
-def test_positions_are_the_same_where_the_default_precision_is_half() -> None:
-    """As Lightning makes it in bf16-true, within each step of training and nowhere after."""
+def test_positions_are_the_same_in_a_step_of_bf16_true() -> None:
+    """For which Lightning makes half precision torch's default, and not after it."""
     coordinates = cell_centres(16)[:, None].expand(-1, 2)
     expected = encode_positions(coordinates, 32, 1024.0)
-    try:
-        torch.set_default_dtype(torch.bfloat16)
+    with HalfPrecision("bf16-true").forward_context():
         found = encode_positions(coordinates, 32, 1024.0)
-    finally:
-        torch.set_default_dtype(torch.float32)
     assert torch.equal(found, expected)
 
 

@@ -71,6 +71,23 @@ def test_a_batch_without_labels_teaches_nothing(encoder: str, monkeypatch: pytes
     torch.testing.assert_close(task.training_step({"image": images, "target": one}, 0), expected)
 
 
+def test_dropout_follows_from_the_place_in_the_training(encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a resumed run drops what it would have."""
+    task = Segmentation(EncoderConfig(encoder), classes=2).train()
+    monkeypatch.setattr(task, "log", lambda *_, **__: None)
+    nn.init.normal_(task.head[-1].weight)
+    generator = torch.Generator().manual_seed(0)
+    batch = {
+        "image": torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8, generator=generator),
+        "target": torch.ones(2, 16, 16).long(),
+    }
+    losses = []
+    for seed, index in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(seed)
+        losses.append(task.training_step(batch, index))
+    assert losses[0] == losses[1] != losses[2]
+
+
 # ---- labels
 
 

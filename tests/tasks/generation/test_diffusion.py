@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins import HalfPrecision
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
@@ -130,3 +131,17 @@ def test_all_thousand_steps_and_a_single_one() -> None:
     for steps in (1000, 1):
         collected(predict, lambda: torch.zeros(1, 1, 2), "ddpm", steps)
     assert seen == [*range(999, -1, -1), 999]
+
+
+def test_a_network_is_told_the_same_times_in_a_step_of_bf16_true() -> None:
+    told: list[Tensor] = []
+
+    def predict(noisy: Tensor, times: Tensor) -> Tensor:
+        told.append(times)
+        return torch.zeros(*noisy.shape[:-1], 2 * noisy.shape[-1])
+
+    latents = torch.zeros(64, 2, 3)
+    Diffusion().losses(predict, latents, torch.Generator().manual_seed(0))
+    with HalfPrecision("bf16-true").forward_context():
+        Diffusion().losses(predict, latents, torch.Generator().manual_seed(0))
+    assert torch.equal(*told)

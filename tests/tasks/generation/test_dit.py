@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins import HalfPrecision
 from timm.layers import build_sincos2d_pos_embed
 
 from huvr.errors import HuvrError
@@ -104,12 +105,9 @@ def test_shapes_that_cannot_be() -> None:
         DiTConfig(norm="batchnorm")  # type: ignore[arg-type]
 
 
-def test_times_are_the_same_where_the_default_precision_is_half() -> None:
+def test_times_are_the_same_in_a_step_of_bf16_true() -> None:
     times = torch.linspace(0, 1000, 50)
     expected = sinusoids(times)
-    try:
-        torch.set_default_dtype(torch.bfloat16)
+    with HalfPrecision("bf16-true").forward_context():
         found = sinusoids(times)
-    finally:
-        torch.set_default_dtype(torch.float32)
     assert torch.equal(found, expected)

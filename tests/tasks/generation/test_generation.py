@@ -208,6 +208,15 @@ def test_training_goes_on_with_the_statistics_it_began_with(learn: Learn, pictur
                 learn(pictures, 4, ckpt_path="moved.ckpt", **saving("resumed"))
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.5])
+def test_a_resumed_run_follows_the_options_it_is_given(learn: Learn, pictures: Path, warmup: float) -> None:
+    learn(pictures, 2, model={"warmup": warmup}, **saving("first"))
+    changed = {"warmup": warmup, "lr": 0.3, "weight_decay": 0.5, "betas": (0.8, 0.9)}
+    learn(pictures, 4, model=changed, ckpt_path="first/step=2.ckpt", **saving("second"))
+    (group,) = torch.load("second/step=4.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (0.3, 0.5, (0.8, 0.9))
+
+
 def test_without_left_out_labels_there_is_no_picture_without_one(learn: Learn, pictures: Path) -> None:
     learn(pictures, 2, model={"label_dropout": 0.0}, **saving("run"))
     generator = load_generator("run/step=2.ckpt")
