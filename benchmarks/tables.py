@@ -110,10 +110,10 @@ def train_step_gpu(figures: dict[str, Any]) -> list[str]:
         rows.append([name, f"{row['images_per_second']:.0f}", rate, share, memory])
     header = ["preset, teacher", "images/s", "of the chip's bf16 rate", "share of the INR", "memory"]
     for key, title in {"memory_against_bare": "… bare network = 1", "largest_batch": "largest batch"}.items():
-        if any(key in row for row in figures.values()):  # none has a largest batch that was compiled
+        if any(key in row for row in figures.values()):
             header.append(title)
             for line, row in zip(rows, figures.values(), strict=True):
-                line.append(row.get(key, ""))  # without a teacher only
+                line.append(row.get(key, ""))  # the bare network has no teacher
     return table(header, rows)
 
 

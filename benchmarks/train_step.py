@@ -151,6 +151,7 @@ def measure(module: Pretraining, batch: int, steps: int, precision: str, profile
         trainer.fit(module, Same(batch))
     finally:
         module.cpu()
+        torch.compiler.reset()  # each size of batch is compiled for itself, as in a training of its own
         gc.collect()
         torch.cuda.empty_cache()
     return clock.seconds / steps, clock.peak_mb, clock.shares
@@ -242,9 +243,8 @@ def row(preset: str, teacher: TeacherConfig | None, args: argparse.Namespace, de
         if not teacher:
             _, bare, _ = measure(make(Bare), args.batch, args.steps, args.precision)
             figures["memory_against_bare"] = round(peak / bare, 3)
-            if not args.compile:  # each size would be compiled anew
-                memory = torch.cuda.get_device_properties(device).total_memory / 2**20
-                figures["largest_batch"] = largest_batch(make, round(0.9 * args.batch * memory / peak), args.precision)
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**20
+        figures["largest_batch"] = largest_batch(make, round(0.9 * args.batch * memory / peak), args.precision)
     return figures
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import train_step
 from tables import train_step_gpu
 from tiny_network import TINY
@@ -41,11 +42,23 @@ def test_the_table_of_a_gpu_has_lines_with_and_without_a_teacher() -> None:
     assert lines == ["| base | 702 | 14% | 8.2% | 13.0 GB | 1.05 | 688 |", "| base, vit | 702 | 14% | 8.2% | 13.0 GB |  |  |"]
 
 
-def test_the_table_of_what_was_compiled_has_no_largest_batch() -> None:
+def test_the_table_has_no_column_of_what_no_line_measured() -> None:
     row = {"images_per_second": 702.4, "utilisation": 0.141, "inr_share": 0.0824, "peak_memory_mb": 13312}
     header, _, line = train_step_gpu({"base": row | {"memory_against_bare": 1.05}})
     assert header.endswith("| memory | … bare network = 1 |")
     assert line == "| base | 702 | 14% | 8.2% | 13.0 GB | 1.05 |"
+
+
+@pytest.mark.parametrize(("most", "guess"), [(688, 600), (688, 1000), (300, 300), (8, 64)])
+def test_the_largest_batch_is_found_to_an_eighth(most: int, guess: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(module: None, batch: int, steps: int, precision: str) -> None:
+        if batch > most:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(train_step, "measure", measure)
+    found = train_step.largest_batch(lambda: None, guess, "bf16")
+    assert found % 8 == 0
+    assert max(8, most * 7 / 8 - 8) <= found <= most
 
 
 def test_shares_of_the_time_of_a_gpu() -> None:
