@@ -7,7 +7,8 @@ it is tested, at its best checkpoint where a ModelCheckpoint monitors something.
 ``record.json`` of the run folder, beside what its attribute ``details``, a dictionary, holds. The run folder is named after
 the options that bear on the figures.
 
-The protocol of task NAME is the shipped config ``probe/NAME.yaml``; ``--config`` changes it, and options change both.
+The protocol of task NAME is the shipped config ``probe/NAME.yaml``, and of another package's the file ``NAME.yaml`` beside the
+module, if there is one; ``--config`` changes it, and options change both.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import re
 import subprocess
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import EntryPoint, version
 from importlib.resources import files
 from pathlib import Path
@@ -76,7 +78,7 @@ def run(arguments: Sequence[str]) -> None:
     entry = tasks.find(given.task)
     start = time.perf_counter()
     try:
-        cli = ProbeCLI(entry, [*protocol(entry), "--run", run_folder(given, rest), *rest, *lengthened(given)])
+        cli = ProbeCLI(entry, ["--run", run_folder(given, rest), *rest, *lengthened(given)])
         metrics = measured(cli)
     except MisconfigurationException as error:
         raise HuvrError(str(error)) from None
@@ -128,8 +130,10 @@ def others(rest: Sequence[str]) -> list[str]:
 
 
 def protocol(entry: EntryPoint) -> list[str]:
-    """The shipped config of a task, where there is one."""
-    config = files("huvr.configs").joinpath("probe", f"{entry.name}.yaml")
+    """The config that comes with a task that can be imported, where there is one."""
+    ours = tasks.package(entry) == "huvr"
+    folder = Path(str(files("huvr.configs")), "probe") if ours else Path(import_module(entry.module).__file__ or "").parent
+    config = folder / f"{entry.name}.yaml"
     return ["--config", str(config)] if config.is_file() else []
 
 
@@ -144,7 +148,7 @@ class ProbeCLI(TrainingCLI):
         if not (isinstance(task, type) and issubclass(task, LightningModule)):
             raise HuvrError(f"task {entry.name} of {tasks.package(entry)}: {entry.value} is no LightningModule")
         self.entry = entry
-        super().__init__("probe", arguments)
+        super().__init__("probe", [*protocol(entry), *arguments])
 
     def classes_of(self, arguments: Sequence[str]) -> dict[str, str]:
         data = {"data": "huvr.tasks.features.Features"}

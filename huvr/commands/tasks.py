@@ -5,7 +5,8 @@ A package adds one in its pyproject::
     [project.entry-points."huvr.tasks"]
     counting = "my_package.counting:Counting"
 
-A task is a LightningModule whose parameter ``encoder`` says which tokens it sees (:mod:`huvr.commands.probe`).
+A task is a LightningModule whose parameter ``encoder`` says which tokens it sees, and the file ``counting.yaml`` beside
+``my_package/counting.py`` is its protocol (:mod:`huvr.commands.probe`).
 """
 
 from __future__ import annotations
