@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,18 @@ from huvr.pretrain import Pretraining
 from huvr.sharding import shard
 
 
+def run(command: list[str], timeout: float, **options: Any) -> subprocess.CompletedProcess[str]:
+    """As subprocess.run, but of what has not ended in time no process stays, the command's own ones neither."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, start_new_session=True, **pipes, **options) as started:
+        try:
+            out, err = started.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, started.returncode, out, err)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what one, two and four processes ended with; 7 images to validate, which no two ranks can halve."""
@@ -38,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, str(Path(__file__).with_name("distributed_runs.py")), str(port)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+    done = run(command, timeout=300, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -106,11 +119,11 @@ def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path: Path, rank: 
     """Whether the other one hears of it from the connection that breaks, or has its mind on something else."""
     (tmp_path / "failing.py").write_text(FAILING)
     options = {"devices": 2, "accelerator": "cpu", "strategy": "ddp", "max_steps": 2, "logger": "false"}
-    done = subprocess.run(
+    done = run(
         [sys.executable, "-m", "huvr", "fit", "--model", "failing.Failing",
          "--data", "lightning.pytorch.demos.boring_classes.BoringDataModule",
          *(f"--trainer.{name}={value}" for name, value in options.items())],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path,
+        timeout=120, cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path), "FAILS": rank, "WAITS": waits},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
@@ -144,12 +157,11 @@ def test_sigterm_ends_all_processes_after_the_same_step(tmp_path: Path, whom: st
         Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / f"{number}.png")
     options = {"devices": 2, "accelerator": "cpu", "strategy": "ddp", "max_steps": 50, "limit_val_batches": 0, "logger": "false"}
     images = {"root": ".", "size": 32, "batch_size": 1, "workers": 1, "held_out": 0}
-    done = subprocess.run(
+    done = run(
         [sys.executable, "-m", "huvr", "fit", "--model", "terminated.Terminated", "--data", "huvr.data.Images",
          *(f"--trainer.{name}={value}" for name, value in options.items()),
          *(f"--data.{name}={value}" for name, value in images.items())],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path), "WHOM": whom},
-        start_new_session=True,
+        timeout=120, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path), "WHOM": whom},
     )  # fmt: skip
     assert done.returncode == 143, done.stderr
     line = "huvr: terminated after step 10; --ckpt_path auto goes on from the last checkpoint"
