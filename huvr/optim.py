@@ -8,13 +8,16 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.optim import Muon, muon
 from timm.optim.muon import zeropower_via_newtonschulz
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import ParamsT
+
+from huvr.errors import HuvrError
 
 OptimizerName = Literal["adamw", "muon"]
 
@@ -47,6 +50,19 @@ def make_optimizer(
         adamw._step_supports_amp_scaling = False
         return adamw
     return PortableMuon(parameters, lr, weight_decay, nesterov=True, betas=betas, adjust_lr_fn="match_rms_adamw")
+
+
+def training_steps(trainer: Trainer) -> int:
+    """Optimiser steps of the whole training; raises a HuvrError where it has no end, and so no schedule."""
+    steps = trainer.estimated_stepping_batches
+    if math.isinf(steps):
+        raise HuvrError("training without an end has no schedule: give the trainer max_epochs or max_steps")
+    return int(steps)
+
+
+def scheduled(optimizer: Optimizer, share: Callable[[int], float]) -> OptimizerLRSchedulerConfig:
+    """For ``configure_optimizers``: the learning rate times ``share`` of the number of the step, counted from 0."""
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, share), "interval": "step"}}
 
 
 def go_on_with(module: LightningModule, lr: float, **options: Any) -> None:

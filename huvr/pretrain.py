@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from huvr.errors import HuvrError
 from huvr.losses import LossWeights, LPIPSLoss, distillation_loss, koleo_loss, log_pixel_loss, pixel_loss, ssim_loss
 from huvr.metrics import psnr, ssim
 from huvr.model import HUVR, HUVRConfig, Tokens
-from huvr.optim import OptimizerName, go_on_with, make_optimizer, warmup_cosine
+from huvr.optim import OptimizerName, go_on_with, make_optimizer, scheduled, training_steps, warmup_cosine
 from huvr.phase import draw_phase, moved
 from huvr.safety import total_norm
 from huvr.sharding import shard
@@ -287,15 +286,9 @@ class Pretraining(LightningModule):
         return self.net.reconstruct(images_of(batch))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise HuvrError("training without an end has no schedule: give the trainer max_epochs or max_steps")
-        peak = self.peak_lr()
+        steps, peak = training_steps(self.trainer), self.peak_lr()
         optimizer = make_optimizer(self.optimizer, self.parameters(), peak, self.weight_decay, self.betas)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, int(steps), self.warmup * steps, self.min_lr / peak)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, lambda step: warmup_cosine(step, steps, self.warmup * steps, self.min_lr / peak))
 
     def on_train_start(self) -> None:
         go_on_with(self, self.peak_lr(), weight_decay=self.weight_decay, betas=self.betas)

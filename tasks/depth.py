@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from huvr.errors import HuvrError
+from huvr.optim import go_on_with, scheduled, training_steps
 from huvr.pretrain import images_of
 from huvr.viz import GAP, save_png, to_uint8
 
@@ -66,9 +67,6 @@ class Depth(FrozenEncoderTask):
     Raises:
         HuvrError: for numbers that make no sense; on the way, for depth that cannot be right, and a mask outside of it.
     """
-
-    headline = "rmse"
-    lower_is_better = True
 
     headline, lower_is_better = "rmse", True
 
@@ -181,12 +179,12 @@ class Depth(FrozenEncoderTask):
             save_png(picture, path)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise HuvrError("training without an end has no schedule: give the trainer max_epochs or max_steps")
+        steps = training_steps(self.trainer)
         optimizer = torch.optim.AdamW(self.parameters(), self.lr, self.betas, weight_decay=self.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, int(steps), self.warmup_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, lambda step: one_cycle(step, steps, self.warmup_steps))
+
+    def on_train_start(self) -> None:
+        go_on_with(self, self.lr, weight_decay=self.weight_decay, betas=self.betas)
 
 
 def one_cycle(step: int, steps: int, warmup_steps: int) -> float:

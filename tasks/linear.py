@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from huvr.data.loader import Batch
 from huvr.errors import HuvrError
+from huvr.optim import go_on_with, scheduled, training_steps
 
 from .accuracy import Accuracy
 from .augmented import Augmented
@@ -85,16 +87,20 @@ class Linear(FrozenEncoderTask):
             self.heads = Heads(self.feature.dim, len(self._data.classes), self.rates, self.batch_norm)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        length = self.trainer.estimated_stepping_batches
-        if math.isinf(length):
-            raise HuvrError("training without an end has no schedule: give the trainer max_epochs or max_steps")
-        batch = self._data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        optimizer = torch.optim.SGD(self.parameters(), max(self.rates) * batch / 256, self.momentum)
+        length = training_steps(self.trainer)
+        optimizer = torch.optim.SGD(self.parameters(), self.peak_lr(), self.momentum)
         if self.steps:
-            return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, *self.steps)}
-        # Of the length that training has now: a checkpoint of CosineAnnealingLR would bring back its own.
-        cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * min(1.0, step / length))) / 2)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+            every, factor = self.steps
+            return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, lambda epoch: factor ** (epoch // every))}
+        return scheduled(optimizer, lambda step: (1 + math.cos(math.pi * min(1.0, step / length))) / 2)
+
+    def on_train_start(self) -> None:
+        go_on_with(self, self.peak_lr(), momentum=self.momentum)
+
+    def peak_lr(self) -> float:
+        """The greatest learning rate, for all images of a step; the heads weigh their losses for the others."""
+        batch = self._data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return max(self.rates) * batch / 256
 
     def see(self, batch: Batch) -> Tensor:
         """The features ``(B, dim)`` of a batch."""

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from huvr.data.samples import seed_of
 from huvr.errors import HuvrError
-from huvr.optim import warmup_cosine
+from huvr.optim import go_on_with, scheduled, training_steps, warmup_cosine
 from huvr.viz import save_png
 
 from . import overlays
@@ -82,13 +82,12 @@ class Segmentation(FrozenEncoderTask):
         self.confusion = MulticlassConfusionMatrix(len(self.names), ignore_index=NO_LABEL, validate_args=False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise HuvrError("training without an end has no schedule: give the trainer max_epochs or max_steps")
+        steps = training_steps(self.trainer)
         optimizer = torch.optim.AdamW(self.head.parameters(), self.lr, weight_decay=self.weight_decay)
-        share = partial(warmup_cosine, steps=int(steps), warmup_steps=self.warmup)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, partial(warmup_cosine, steps=steps, warmup_steps=self.warmup))
+
+    def on_train_start(self) -> None:
+        go_on_with(self, self.lr, weight_decay=self.weight_decay)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` in [0, 1] to logits ``(B, classes, H, W)``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -18,7 +17,7 @@ from huvr.hypernets.interface import HyperINR
 from huvr.hypernets.masking import MaskedModule, Masking, masked_psnr
 from huvr.hypernets.weights import KEY, described
 from huvr.metrics import psnr
-from huvr.optim import OptimizerName, go_on_with, make_optimizer, warmup_cosine
+from huvr.optim import OptimizerName, go_on_with, make_optimizer, scheduled, training_steps, warmup_cosine
 from huvr.pretrain import PICTURED, Batch, images_of
 from huvr.weights import refuse_other
 
@@ -144,14 +143,9 @@ class HyperNetwork(MaskedModule):
         return self.net.reconstruct(seen, mask=mask)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise HuvrError("training without an end has no schedule: give the trainer max_epochs or max_steps")
+        steps = training_steps(self.trainer)
         optimizer = make_optimizer(self.optimizer, self.parameters(), self.lr, self.weight_decay, self.betas)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate(self.schedule, step, int(steps), self.warmup)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, lambda step: learning_rate(self.schedule, step, steps, self.warmup))
 
     def on_train_start(self) -> None:
         go_on_with(self, self.lr, weight_decay=self.weight_decay, betas=self.betas)

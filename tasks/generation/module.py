@@ -16,7 +16,7 @@ from torchvision.utils import make_grid
 
 from huvr.data.samples import seed_of
 from huvr.errors import HuvrError
-from huvr.optim import OptimizerName, go_on_with, make_optimizer
+from huvr.optim import OptimizerName, go_on_with, make_optimizer, scheduled, training_steps
 from huvr.viz import to_uint8
 
 from .dit import DiT, DiTConfig
@@ -150,12 +150,9 @@ class Generation(LightningModule):
         optimizer = make_optimizer(self.optimizer, self.net.parameters(), self.lr, self.weight_decay, self.betas)
         if self.warmup == self.decay == 0:
             return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise HuvrError("training without an end has no schedule: give the trainer max_epochs or max_steps")
-        share = partial(trapezoid, steps=int(steps), warmup=self.warmup, decay=self.decay, floor=self.min_lr / self.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        steps = training_steps(self.trainer)
+        share = partial(trapezoid, steps=steps, warmup=self.warmup, decay=self.decay, floor=self.min_lr / self.lr)
+        return scheduled(optimizer, share)
 
     def on_train_start(self) -> None:
         go_on_with(self, self.lr, weight_decay=self.weight_decay, betas=self.betas)

@@ -312,6 +312,15 @@ def test_it_runs_on_other_tokens_and_sizes(tokens: str, encoder: str, rooms: Pat
     assert all(math.isfinite(value) for value in record["metrics"].values())
 
 
+def test_a_resumed_probe_follows_the_options_it_is_given(encoder: str, rooms: Path) -> None:
+    small = ["--data.train_view.crop", "[20, 28]", "--model.mask", "null", "--model.warmup_steps", "0"]
+    probe(encoder, *small)
+    changed = ["--model.lr", "0.5", "--model.weight_decay", "0.25", "--model.betas", "[0.8, 0.9]"]
+    probe(encoder, *small, *changed, "--ckpt_path", "auto", "--trainer.max_steps", "3")
+    (group,) = torch.load("there/checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert (group["initial_lr"], group["weight_decay"], tuple(group["betas"])) == (0.5, 0.25, (0.8, 0.9))
+
+
 def test_depth_that_cannot_be_right_is_named(encoder: str, rooms: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair(rooms, "test", "0", np.zeros((32, 48, 3), np.uint8), np.zeros((32, 48)))
     read = "rooms/test/images/0.png: depth of 0 to 0 m; expected some between 0.001 and 10 m, 1000 being stored for a metre"

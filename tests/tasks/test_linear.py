@@ -307,6 +307,17 @@ def test_a_longer_training_that_goes_on_has_its_own_cosine(encoder: str, picture
     assert content["optimizer_states"][0]["param_groups"][0]["lr"] == 0
 
 
+@pytest.mark.parametrize("steps", [[], ["--model.steps", "[1, 0.5]"]])
+def test_a_resumed_probe_follows_the_options_it_is_given(steps: list[str], encoder: str, pictures: Path) -> None:
+    probe = ["probe", "--task", "imagenet", "--encoder", encoder, *COMMAND, *steps]
+    assert main([*probe, "--model.rates", "[0.1]", "--trainer.max_epochs", "1"]) == 0
+    changed = ["--model.rates", "[0.8]", "--model.momentum", "0.5", "--ckpt_path", "auto"]
+    assert main([*probe, *changed, "--trainer.max_epochs", "2"]) == 0
+    (group,) = torch.load("there/checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert (group["initial_lr"], group["momentum"]) == (pytest.approx(0.8 * 6 / 256), 0.5)
+    assert group["lr"] == pytest.approx(0.8 * 6 / 256 * 0.5**2 if steps else 0)  # after both epochs
+
+
 def test_without_a_validation_no_rate_is_chosen(encoder: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "--task", "imagenet", "--encoder", encoder, *COMMAND, "--trainer.max_steps", "2"]) == 2
     assert "no learning rate was chosen, since training ended before a validation" in capsys.readouterr().err

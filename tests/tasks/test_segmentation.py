@@ -322,8 +322,12 @@ def test_ade20k_ignores_zero_and_goes_on_where_it_stopped(encoder: str, tmp_path
     assert record["iou_per_class"]["0"] in (0, None)  # images of class 0 are in the training split only
     assert record["iou_per_class"]["149"] is None
     assert torch.load("there/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
-    assert probe(encoder, *ade20k, *steps(5), "--ckpt_path", "auto", task="ade20k") == 0
-    assert torch.load("there/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+    changed = ["--model.lr", "0.5", "--model.weight_decay", "0.25", "--ckpt_path", "auto"]
+    assert probe(encoder, *ade20k, *steps(5), *changed, task="ade20k") == 0
+    content = torch.load("there/checkpoints/last.ckpt", weights_only=True)
+    assert content["global_step"] == 5
+    (group,) = content["optimizer_states"][0]["param_groups"]
+    assert (group["initial_lr"], group["weight_decay"], group["lr"]) == (0.5, 0.25, 0)  # the end of the cosine
 
 
 def test_options_that_cannot_be_are_refused(encoder: str) -> None:
