@@ -30,14 +30,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.utils import make_grid
 
-from huvr.commands.encode import vectors
 from huvr.data.transforms import centre_crop
 from huvr.data.voxels import SolidSet
 from huvr.hypernets.lift import LIFT, LIFTConfig
+from huvr.hypernets.lift_classifier import LatentFile, classify
 from huvr.hypernets.lift_meta import descend, find_latents, interpolate, objective, points_of, reconstruct
 from huvr.hypernets.lift_module import as_pictures, iou
-from huvr.hypernets.lift_store import LatentFile, classify
 from huvr.metrics import psnr
+from huvr.parquet import vectors
 from huvr.viz import save_png, to_uint8
 
 SIDE, BATCH, LR = 32, 8, 1e-3

@@ -32,8 +32,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from huvr.commands.calm import calm
+from huvr.data.loader import Batch, images_of
 from huvr.model import HUVR, PRESETS, Tokens
-from huvr.pretrain import Batch, Pretraining, images_of
+from huvr.pretrain import Pretraining
 from huvr.safety import SkipNonFinite
 from huvr.teacher import Teacher, TeacherConfig
 

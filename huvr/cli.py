@@ -34,7 +34,7 @@ TOOLS = {
     "encode": ("huvr.commands.encode", "the tokens of a folder of images, to a Parquet file"),
     "convert": ("huvr.commands.convert", "released weights into our format, and back"),
     "export": ("huvr.commands.export", "a network as ONNX or torch.export graphs, which run without huvr"),
-    "generate": ("huvr.commands.generate", "pictures from a trained generator"),
+    "generate": ("huvr.tasks.generation.command", "pictures from a trained generator"),
     "report": ("huvr.commands.report", "the records of many probes, in tables and plots"),
 }
 TASKS = {

@@ -13,8 +13,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from torchvision.transforms.v2.functional import to_dtype
 
+from huvr.data.loader import Batch, images_of
 from huvr.errors import HuvrError
 from huvr.losses import LossWeights, LPIPSLoss, distillation_loss, koleo_loss, log_pixel_loss, pixel_loss, ssim_loss
 from huvr.metrics import psnr, ssim
@@ -26,7 +26,6 @@ from huvr.sharding import shard
 from huvr.teacher import TeacherConfig, Teachers, pretrained_network
 from huvr.weights import load, refuse_other
 
-Batch = dict[str, Any]
 PLACES = ("encoder_cls", "encoder_patches", "decoder_cls", "decoder_patches")
 PICTURED = 8  # images in the grid of pictures
 OF_RELEASED = ("patch", "width", "depth", "heads", "registers", "positions")  # fields that say nothing of a timm encoder
@@ -35,11 +34,6 @@ OF_RELEASED = ("patch", "width", "depth", "heads", "registers", "positions")  # 
 def numbered(place: str, teacher: int) -> str:
     """Name of a place of distillation for the teacher of that number."""
     return f"{place}_{teacher}" if teacher else place
-
-
-def images_of(batch: Batch) -> Tensor:
-    """The images of a batch in [0, 1], converted where they are: bytes travel to the GPU."""
-    return to_dtype(batch["image"], torch.float32, scale=True)
 
 
 class Pretraining(LightningModule):

@@ -28,6 +28,7 @@ _KINDS = (
     "a .ckpt, .safetensors or .pth file, or a Hugging Face repository 'owner/name'"
 )
 _NO_HUVR = "which is no HUVR network and has no TinToks"
+HYPERNET_KEY, LIFT_KEY = "hypernet", "lift_config"  # what checkpoints of the other networks describe themselves under
 _log = logging.getLogger(__name__)
 
 
@@ -172,17 +173,15 @@ def _open_checkpoint(path: Path) -> HUVR:
 
 def _open_hypernet(content: Mapping[str, Any], where: str) -> HUVR:
     """The HUVR that a training of hyper-networks wrote; of anything else, a HuvrError says what it is."""
-    from huvr.hypernets import lift_module
-    from huvr.hypernets import weights as hypernets  # which imports this module
-
-    if hypernets.KEY in content:
-        net = hypernets.rebuild(content, where)
-        if isinstance(net, hypernets.PatchwiseHUVR):
-            return net.net
-        raise HuvrError(f"{where}: a run of {type(net).__name__}, {_NO_HUVR}; huvr probe takes it")
-    if lift_module.CONFIG_KEY in content:
-        dims = lift_module.rebuild(content, where).config.dims
-        raise HuvrError(f"{where}: a run of LIFT, {_NO_HUVR}" + ("; huvr probe takes it" if dims == 2 else ""))
+    described, lift = content.get(HYPERNET_KEY), content.get(LIFT_KEY)
+    if isinstance(described, Mapping) and described.get("name") == "PatchwiseHUVR":
+        tensors = _tensors(content.get("state_dict"), where)
+        ours = {name.removeprefix("net.net."): tensor for name, tensor in tensors.items() if name.startswith("net.net.")}
+        return _filled(_build(_config(described.get("config", {}).get("net", {}), where), where), ours, where)
+    if isinstance(described, Mapping):
+        raise HuvrError(f"{where}: a run of {described.get('name')}, {_NO_HUVR}; huvr probe takes it")
+    if isinstance(lift, Mapping):
+        raise HuvrError(f"{where}: a run of LIFT, {_NO_HUVR}" + ("; huvr probe takes it" if lift.get("dims") == 2 else ""))
     kind = "a Lightning checkpoint of something else" if "state_dict" in content else "a file of something else"
     raise HuvrError(f"{where}: {kind}; expected the checkpoint of a HUVR pretraining or of the released trainer")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
+from huvr.data.loader import Batch, images_of
 from huvr.errors import HuvrError
 from huvr.optim import go_on_with, scheduled, training_steps
-from huvr.pretrain import images_of
 from huvr.viz import GAP, save_png, to_uint8
 
 from .base import EncoderConfig, FrozenEncoderTask, patch_size
@@ -108,7 +107,7 @@ class Depth(FrozenEncoderTask):
         depth = self.head(self.encoder(images).map)[:, None]
         return F.interpolate(at_pixels(depth, images.shape[-2:], patch_size(self.encoder.network)), size, mode="bilinear")[:, 0]
 
-    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+    def training_step(self, batch: Batch, index: int) -> Tensor:
         truth = batch["target"]
         valid = truth > 0
         if valid.sum() < 2:
@@ -129,17 +128,17 @@ class Depth(FrozenEncoderTask):
 
     on_test_epoch_start = on_validation_epoch_start
 
-    def validation_step(self, batch: dict[str, Any], index: int) -> None:
+    def validation_step(self, batch: Batch, index: int) -> None:
         images, truth = images_of(batch), batch["target"]
         self._measure(batch, index, images, self(images, truth.shape[-2:]))
 
-    def test_step(self, batch: dict[str, Any], index: int) -> None:
+    def test_step(self, batch: Batch, index: int) -> None:
         images, size = images_of(batch), batch["target"].shape[-2:]
         if index == 0:
             self.details["bytes_per_image"] = self.encoder.stored_bytes(self.encoder(images))
         self._measure(batch, index, images, (self(images, size) + self(images.flip(-1), size).flip(-1)) / 2)
 
-    def _measure(self, batch: dict[str, Any], index: int, images: Tensor, predicted: Tensor) -> None:
+    def _measure(self, batch: Batch, index: int, images: Tensor, predicted: Tensor) -> None:
         truth, predicted = batch["target"], predicted.clamp(self.low, self.high)
         valid = self.valid(truth, batch["name"])
         self.metrics.update(predicted, truth, valid)

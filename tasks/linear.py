@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from huvr.data.loader import Batch
+from huvr.data.loader import Batch, images_of
 from huvr.errors import HuvrError
 from huvr.optim import go_on_with, scheduled, training_steps
 
@@ -104,7 +104,7 @@ class Linear(FrozenEncoderTask):
 
     def see(self, batch: Batch) -> Tensor:
         """The features ``(B, dim)`` of a batch."""
-        return self.feature(batch["image"].float() / 255)
+        return self.feature(images_of(batch))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` in [0, 1] to the logits of the best head, ``(B, classes)``."""
@@ -146,7 +146,7 @@ class Linear(FrozenEncoderTask):
     def test_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
         if not batch:
             return
-        logits = self(batch["image"].float() / 255)
+        logits = self(images_of(batch))
         if dataloader_idx == 0:
             self._accuracy.add(logits, batch["label"])
         if "answers" in batch:

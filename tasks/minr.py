@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from huvr.data import Images
+from huvr.data.loader import Batch, images_of
 from huvr.data.samples import seed_of
 from huvr.errors import HuvrError
 from huvr.hypernets.masking import Masking, MaskKind, hide, masked_psnr
 from huvr.hypernets.weights import load
 from huvr.metrics import PSNR_MOST, psnr
-from huvr.pretrain import Batch, images_of
 
 from .base import EncoderConfig
 from .storage import size_stored

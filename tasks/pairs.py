@@ -31,7 +31,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from huvr.data.images import finished_batches
-from huvr.data.loader import Batch, Draws, Loader, TrainLoader, collate
+from huvr.data.loader import Batch, Draws, Loader, TrainLoader, collate, images_of
 from huvr.data.reading import read_image
 from huvr.data.samples import Draw, Sample
 from huvr.errors import HuvrError
@@ -175,7 +175,7 @@ class Pairs(LightningDataModule):
             encoder = task.encoder.to(self.trainer.strategy.root_device)  # type: ignore[union-attr]
             if encoder.config.components:
                 shown = self._whole("train", evenly(len(self.rows["train"]), FITTED), persistent_workers=False)
-                encoder.fit(encoder.look(batch["image"].float() / 255) for batch in shown)
+                encoder.fit(encoder.look(images_of(batch)) for batch in shown)
 
     @property
     def _rank(self) -> tuple[int, int]:

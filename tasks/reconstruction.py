@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchvision.utils import make_grid
 
-from huvr.data.loader import Batch
+from huvr.data.loader import Batch, images_of
 from huvr.errors import HuvrError
 from huvr.hypernets.patchwise import PatchwiseHUVR
 from huvr.hypernets.weights import load
@@ -127,7 +127,7 @@ class Reconstruction(LightningModule):
         originals = batch["image"]
         if not len(originals):
             return
-        images = originals.float() / 255
+        images = images_of(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             parameters = self.net.encode(images)
         kept, size = parameters_stored(self.net.refine(parameters, images, self.refine), self.config.stored)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from huvr.data.loader import Batch, images_of
 from huvr.data.samples import seed_of
 from huvr.errors import HuvrError
 from huvr.optim import go_on_with, scheduled, training_steps, warmup_cosine
@@ -95,10 +96,10 @@ class Segmentation(FrozenEncoderTask):
         self.bytes_seen += self.encoder.stored_bytes(tokens)
         return at_pixels(self.head(tokens.map), images.shape[-2:], patch_size(self.encoder.network))
 
-    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+    def training_step(self, batch: Batch, index: int) -> Tensor:
         # For dropout: a resumed run drops what it would have, and each process its own.
         torch.manual_seed(seed_of("dropout", self.global_step, index, self.global_rank))
-        logits, labels = self(batch["image"].float() / 255), batch["target"]
+        logits, labels = self(images_of(batch)), batch["target"]
         # The mean over labelled pixels; torch's own is nan where there are none.
         loss = F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum") / (labels != NO_LABEL).sum().clamp_min(1)
         self.log("train/loss", loss, batch_size=len(batch["target"]), prog_bar=True)
@@ -107,7 +108,7 @@ class Segmentation(FrozenEncoderTask):
     def on_validation_epoch_start(self) -> None:
         self.confusion.reset()
 
-    def validation_step(self, batch: dict[str, Any], index: int) -> None:
+    def validation_step(self, batch: Batch, index: int) -> None:
         self.confusion.update(self.segment(batch), batch["target"])
 
     def on_validation_epoch_end(self) -> None:
@@ -118,7 +119,7 @@ class Segmentation(FrozenEncoderTask):
         self.images_seen = self.bytes_seen = 0
         self.pictures: list[Tensor] = []
 
-    def test_step(self, batch: dict[str, Any], index: int) -> None:
+    def test_step(self, batch: Batch, index: int) -> None:
         prediction = self.segment(batch)
         self.confusion.update(prediction, batch["target"])
         self.images_seen += len(prediction)
@@ -138,9 +139,9 @@ class Segmentation(FrozenEncoderTask):
             if isinstance(self.logger, TensorBoardLogger):
                 self.logger.experiment.add_image("segmentation", picture, self.global_step)
 
-    def segment(self, batch: dict[str, Any]) -> Tensor:
+    def segment(self, batch: Batch) -> Tensor:
         """Labels ``(B, H, W)`` of images, in the size of their targets."""
-        logits = slide(batch["image"].float() / 255, self.window, self.stride, self)
+        logits = slide(images_of(batch), self.window, self.stride, self)
         return F.interpolate(logits, batch["target"].shape[-2:], mode="bilinear").argmax(1)
 
 

@@ -16,9 +16,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from huvr.data import Images
+from huvr.data.loader import Batch
 from huvr.losses import LossWeights
 from huvr.model import HUVRConfig
-from huvr.pretrain import Batch, Pretraining
+from huvr.pretrain import Pretraining
 from huvr.safety import SkipNonFinite, WholeCheckpoints
 
 NET = HUVRConfig(

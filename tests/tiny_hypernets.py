@@ -15,14 +15,15 @@ from huvr.hypernets.ginr import GINR
 from huvr.hypernets.interface import HyperINR
 from huvr.hypernets.lift import LIFT, LIFTConfig
 from huvr.hypernets.lift_images import LIFTImages
-from huvr.hypernets.lift_module import CONFIG_KEY, SIZE_KEY
+from huvr.hypernets.lift_module import SIZE_KEY
 from huvr.hypernets.mae import MAE
 from huvr.hypernets.patchwise import PatchwiseHUVR
 from huvr.hypernets.tokenizer import TokenizerConfig
 from huvr.hypernets.transformer import TransformerConfig
 from huvr.hypernets.transinr import TransINR
-from huvr.hypernets.weights import KEY, described
+from huvr.hypernets.weights import described
 from huvr.model import HUVRConfig
+from huvr.weights import HYPERNET_KEY, LIFT_KEY
 
 HUVR_SHAPE = HUVRConfig(
     image_size=16, patch=8, width=48, depth=1, heads=3, tintok_dim=8, decoder_width=48, decoder_depth=1, decoder_heads=3,
@@ -55,9 +56,9 @@ def run_of(net: HyperINR, folder: Path) -> str:
     checkpoint = folder / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
     if isinstance(net, LIFTImages):
-        about, trained = {CONFIG_KEY: asdict(net.lift.config), SIZE_KEY: [*net.size]}, net.lift
+        about, trained = {LIFT_KEY: asdict(net.lift.config), SIZE_KEY: [*net.size]}, net.lift
     else:
-        about, trained = {KEY: described(net)}, net
+        about, trained = {HYPERNET_KEY: described(net)}, net
     torch.save(about | {"state_dict": {f"net.{key}": tensor for key, tensor in trained.state_dict().items()}}, checkpoint)
     return str(folder)
 

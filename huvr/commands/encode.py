@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -23,7 +22,8 @@ from huvr.commands.photos import opened
 from huvr.data import list_images
 from huvr.errors import HuvrError
 from huvr.files import whole
-from huvr.model import HUVR, Tokens
+from huvr.model import HUVR
+from huvr.parquet import token_columns
 from huvr.weights import SHIPPED, load
 
 ROWS = 128  # images per row group: what is held in memory, and what a reader fetches at once
@@ -108,23 +108,6 @@ def table(model: HUVR, names: list[str], images: Tensor, tokens: str, refine: in
     if tokens in ("tintok", "both"):
         columns |= token_columns("tintok_", model.refine(model.compress(standard), images, refine))
     return pa.table(columns)
-
-
-def token_columns(prefix: str, tokens: Tokens) -> dict[str, pa.Array]:
-    """``cls`` as lists of D numbers, ``patches`` as lists of lists of D."""
-    rows, count = tokens.patches.shape[:2]
-    patches = pa.ListArray.from_arrays(
-        pa.array(np.arange(rows + 1, dtype=np.int32) * count), vectors(tokens.patches.flatten(0, 1))
-    )
-    return {f"{prefix}cls": vectors(tokens.cls), f"{prefix}patches": patches}
-
-
-def vectors(numbers: Tensor) -> pa.FixedSizeListArray:
-    """``(N, D)`` as N lists of D float16 numbers."""
-    halves = numbers.half()
-    if not halves.isfinite().all():
-        raise HuvrError("these tokens leave the range of float16: the encoder is damaged, or not made for such images")
-    return pa.FixedSizeListArray.from_arrays(pa.array(halves.flatten().cpu().numpy()), numbers.shape[1])
 
 
 def write(pieces: Iterable[pa.Table], target: Path) -> int:

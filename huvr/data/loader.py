@@ -12,7 +12,9 @@ from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
+from torchvision.transforms.v2.functional import to_dtype
 
 from huvr.data.samples import Draw, Sample, Size, seed_of, size_of
 from huvr.data.stream import TrainStream
@@ -21,6 +23,11 @@ from huvr.errors import HuvrError
 Batch = dict[str, Any]
 
 ROUND = 4  # batches, at least, that come before the first of them comes again
+
+
+def images_of(batch: Batch) -> Tensor:
+    """The images ``(B, 3, H, W)`` of a batch in [0, 1], converted where they are: bytes travel to the GPU."""
+    return to_dtype(batch["image"], torch.float32, scale=True)
 
 
 class Echo(NamedTuple):

@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from torchvision.transforms.v2.functional import to_dtype
 from torchvision.utils import make_grid
 
+from huvr.data.loader import Batch, images_of
 from huvr.errors import HuvrError
 from huvr.files import read_torch
 from huvr.hypernets.lift import LIFT, Latents, LIFTConfig
@@ -24,10 +24,9 @@ from huvr.metrics import psnr, ssim
 from huvr.optim import go_on_with
 from huvr.released import check_tensors
 from huvr.viz import panel, to_uint8
-from huvr.weights import refuse_other
+from huvr.weights import LIFT_KEY, refuse_other
 
-Batch = dict[str, Tensor]
-CONFIG_KEY, SIZE_KEY = "lift_config", "lift_size"  # of a checkpoint; the size is that of the signals it learned
+SIZE_KEY = "lift_size"  # of a checkpoint: that of the signals it learned
 PICTURED = 8  # signals in the pictures
 OF_THE_DESCENT = ("inner_steps", "inner_lr", "smoothness")  # fields of a config that may change within a training
 STATIONS = 8  # pictures on the way from one signal to another
@@ -86,7 +85,7 @@ class MetaLearning(MaskedModule):
         key = "image" if self.net.config.dims == 2 else "voxels"
         if key not in batch:
             raise HuvrError(f"dims {self.net.config.dims}: batches need {key!r}, these have {', '.join(map(repr, batch))}")
-        return to_dtype(batch[key], torch.float32, scale=True) if key == "image" else batch[key].float()
+        return images_of(batch) if key == "image" else batch[key].float()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         signals = self.signals(batch)
@@ -170,12 +169,12 @@ class MetaLearning(MaskedModule):
         logger.experiment.add_image("interpolation", to_uint8(make_grid(way, nrow=STATIONS, pad_value=1.0)), self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CONFIG_KEY] = asdict(self.net.config)
+        checkpoint[LIFT_KEY] = asdict(self.net.config)
         if self._pictured is not None:
             checkpoint[SIZE_KEY] = list(self._pictured.shape[2:])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        refuse_other("ckpt_path", checkpoint.get(CONFIG_KEY, {}), asdict(self.net.config), OF_THE_DESCENT)
+        refuse_other("ckpt_path", checkpoint.get(LIFT_KEY, {}), asdict(self.net.config), OF_THE_DESCENT)
 
 
 def as_pictures(signals: Tensor) -> Tensor:
@@ -199,9 +198,9 @@ def load(path: str | Path) -> LIFT:
 
 def rebuild(content: Mapping[str, Any], where: str) -> LIFT:
     """The network of what a checkpoint holds; ``where`` names it in errors."""
-    if CONFIG_KEY not in content:
+    if LIFT_KEY not in content:
         raise HuvrError(f"{where}: not a checkpoint of LIFT; expected one that huvr fit wrote with huvr.hypernets.lift_module")
-    settings = dict(content[CONFIG_KEY])
+    settings = dict(content[LIFT_KEY])
     settings["latents"] = tuple(tuple(level) for level in settings["latents"])
     net = LIFT(LIFTConfig(**settings))
     tensors = {name.removeprefix("net."): tensor for name, tensor in content["state_dict"].items()}

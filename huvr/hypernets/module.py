@@ -10,16 +10,17 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from huvr.data.loader import Batch, images_of
 from huvr.data.samples import seed_of
 from huvr.errors import HuvrError
 from huvr.hypernets.coordinates import Jitter, jittered, pixel_centres
 from huvr.hypernets.interface import HyperINR
 from huvr.hypernets.masking import MaskedModule, Masking, masked_psnr
-from huvr.hypernets.weights import KEY, described
+from huvr.hypernets.weights import described
 from huvr.metrics import psnr
 from huvr.optim import OptimizerName, go_on_with, make_optimizer, scheduled, training_steps, warmup_cosine
-from huvr.pretrain import PICTURED, Batch, images_of
-from huvr.weights import refuse_other
+from huvr.pretrain import PICTURED
+from huvr.weights import HYPERNET_KEY, refuse_other
 
 Schedule = Literal["constant", "step", "cosine"]
 
@@ -170,9 +171,9 @@ class HyperNetwork(MaskedModule):
             self.net.train()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = described(self.net)
+        checkpoint[HYPERNET_KEY] = described(self.net)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        told, ours = checkpoint.get(KEY, {}), described(self.net)
+        told, ours = checkpoint.get(HYPERNET_KEY, {}), described(self.net)
         refuse_other("ckpt_path", told, ours, free=["config"])
         refuse_other("ckpt_path", told.get("config", {}), ours["config"])

@@ -21,9 +21,9 @@ from huvr.hypernets.mae import MAE
 from huvr.hypernets.patchwise import PatchwiseHUVR
 from huvr.hypernets.transinr import TransINR
 from huvr.released import check_tensors
+from huvr.weights import HYPERNET_KEY, LIFT_KEY
 
 NETWORKS: dict[str, type[HyperINR]] = {each.__name__: each for each in (TransINR, GINR, ANR, MAE, PatchwiseHUVR)}
-KEY = "hypernet"  # of the description in a checkpoint
 
 
 def described(net: HyperINR) -> dict[str, Any]:
@@ -51,16 +51,16 @@ def load(source: str | Path, device: str = "cpu") -> HyperINR:
 def _other_than_huvr(path: Path) -> HyperINR | None:
     """The network of a checkpoint that ``huvr.load`` does not open; None of other files."""
     content = read_torch(path) if path.suffix == ".ckpt" else {}
-    if KEY in content:
+    if HYPERNET_KEY in content:
         return rebuild(content, str(path))
-    if lift_module.CONFIG_KEY in content:
+    if LIFT_KEY in content:
         return LIFTImages(lift_module.rebuild(content, str(path)), tuple(content.get(lift_module.SIZE_KEY, ())))
     return None
 
 
 def rebuild(content: Mapping[str, Any], where: str) -> HyperINR:
     """The network of what a checkpoint holds; ``where`` names it in errors."""
-    description = content.get(KEY)
+    description = content.get(HYPERNET_KEY)
     if not isinstance(description, Mapping) or description.get("name") not in NETWORKS:
         raise HuvrError(f"{where}: not the checkpoint of one of the hyper-networks {', '.join(NETWORKS)}")
     net = build(description["name"], description.get("config", {}), where)

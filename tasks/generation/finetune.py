@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from huvr.data import Images
-from huvr.data.loader import Loader
+from huvr.data.loader import Batch, Loader, images_of
 from huvr.data.samples import Rows, seed_of
 from huvr.errors import HuvrError
 from huvr.losses import LossWeights, PaintingWeights
@@ -17,7 +17,7 @@ from huvr.metrics import psnr
 from huvr.model.tokens import Tokens
 from huvr.optim import OptimizerName
 from huvr.phase import draw_phase, moved
-from huvr.pretrain import Batch, Pretraining, images_of
+from huvr.pretrain import Pretraining
 from huvr.weights import load
 
 from ..pictures import Views, readable, thinned

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from huvr.errors import HuvrError
 from huvr.files import read_torch
 
+from ..base import Precision
 from .codec import Codec, open_codec
 from .diffusion import Diffusion
 from .dit import DiT, DiTConfig
@@ -24,7 +25,6 @@ from .sampling import Noise, Sampling, guided
 from .space import LatentSpace
 
 ObjectiveName = Literal["diffusion", "flow"]
-Precision = Literal["fp32", "bf16"]
 KEY, VERSION = "huvr_generator", 1  # of what a checkpoint says of its generator
 
 

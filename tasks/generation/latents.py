@@ -11,11 +11,10 @@ import torch
 from datasets import Dataset
 from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from huvr.data.images import finished_batches
-from huvr.data.loader import Draws, TrainLoader, collate
+from huvr.data.loader import Batch, Draws, TrainLoader, collate, images_of
 from huvr.data.samples import Rows, TrainSet
 from huvr.data.sources import Table, open_splits
 from huvr.data.transforms import random_crop
@@ -25,8 +24,6 @@ from ..labelled import classes_of, labelled
 from .codec import Codec, open_codec
 from .shards import IMAGES, LatentSet, Store
 from .space import LatentSpace
-
-Batch = dict[str, Tensor]
 
 
 class Latents(LightningDataModule):
@@ -162,7 +159,7 @@ class Latents(LightningDataModule):
         if "image" not in batch:
             return batch
         assert self.space is not None
-        tokens = self.encoder.look(batch["image"].float() / 255)
+        tokens = self.encoder.look(images_of(batch))
         return {"latents": self.space.normalise(tokens.sequence), "label": batch["label"]}
 
     def state_dict(self) -> dict[str, int]:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from huvr.data.loader import Batch
 from huvr.data.samples import seed_of
 from huvr.errors import HuvrError
 from huvr.optim import OptimizerName, go_on_with, make_optimizer, scheduled, training_steps
@@ -21,7 +22,7 @@ from huvr.viz import to_uint8
 
 from .dit import DiT, DiTConfig
 from .generator import KEY, Generator, ObjectiveName, describe, make_network, make_objective
-from .latents import Batch, Latents
+from .latents import Latents
 from .sampling import Sampling
 from .space import LatentSpace
 

@@ -18,11 +18,12 @@ from huvr.errors import HuvrError
 from huvr.viz import save_png, to_uint8
 
 from ..accuracy import Accuracy
+from ..base import Precision
 from ..cache import Entry
 from ..frechet import FrechetConfig
 from ..knn import neighbours
 from ..labelled import fingerprint
-from .generator import Precision, load_generator
+from .generator import load_generator
 from .measures import Eye, Reference, Scores, Seen, pieces_of, real_entry, real_key, spread
 from .real import RealPictures, labels_of
 from .recognition import Classifier

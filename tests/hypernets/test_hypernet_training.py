@@ -18,15 +18,16 @@ from tiny_hypernets import INR as INR_SHAPE
 from torch.utils.data import DataLoader
 
 from huvr.cli import main
+from huvr.data.loader import Batch
 from huvr.errors import HuvrError
 from huvr.hypernets.ginr import GINR
 from huvr.hypernets.masking import Masking
 from huvr.hypernets.module import HyperNetwork, learning_rate
 from huvr.hypernets.patchwise import PatchwiseHUVR
-from huvr.hypernets.weights import KEY, described, load, rebuild
+from huvr.hypernets.weights import described, load, rebuild
 from huvr.metrics import psnr
 from huvr.model import HUVR
-from huvr.pretrain import Batch
+from huvr.weights import HYPERNET_KEY
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "hypernets"
 TOKENS = {
@@ -212,7 +213,7 @@ def test_schedules() -> None:
 def test_a_checkpoint_gives_the_network_back(name: str, tmp_path: Path) -> None:
     net = tiny(name)
     state = {f"net.{key}": tensor for key, tensor in net.state_dict().items()}
-    torch.save({KEY: described(net), "state_dict": state}, tmp_path / "net.ckpt")
+    torch.save({HYPERNET_KEY: described(net), "state_dict": state}, tmp_path / "net.ckpt")
     again = load(tmp_path / "net.ckpt")
     assert type(again) is type(net)
     assert not again.training
@@ -239,13 +240,13 @@ def test_a_huvr_network_is_opened_too(tmp_path: Path) -> None:
 )
 def test_damaged_descriptions(change: dict[str, object], message: str) -> None:
     with pytest.raises(HuvrError, match=message) as error:
-        rebuild({KEY: {"name": "TransINR", "config": {}} | change, "state_dict": {}}, "x.ckpt")
+        rebuild({HYPERNET_KEY: {"name": "TransINR", "config": {}} | change, "state_dict": {}}, "x.ckpt")
     assert "\n" not in str(error.value)
 
 
 def test_tensors_of_another_network(tmp_path: Path) -> None:
     with pytest.raises(HuvrError, match=r"x.ckpt: tensors are missing"):
-        rebuild({KEY: described(tiny("GINR")), "state_dict": {}}, "x.ckpt")
+        rebuild({HYPERNET_KEY: described(tiny("GINR")), "state_dict": {}}, "x.ckpt")
     with pytest.raises(HuvrError, match="nowhere: no such file"):
         load("nowhere")
 

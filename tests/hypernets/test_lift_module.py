@@ -26,10 +26,11 @@ from huvr.data.samples import seed_of
 from huvr.data.transforms import centre_crop
 from huvr.errors import HuvrError
 from huvr.hypernets.lift import LIFTConfig
+from huvr.hypernets.lift_classifier import LatentFile, classify
 from huvr.hypernets.lift_images import LIFTImages
 from huvr.hypernets.lift_meta import find_latents, reconstruct
 from huvr.hypernets.lift_module import MetaLearning, iou, load
-from huvr.hypernets.lift_store import LatentFile, LatentWriter, classify
+from huvr.hypernets.lift_store import LatentWriter
 from huvr.hypernets.masking import Masking, masked_psnr
 from huvr.hypernets.module import HyperNetwork
 from huvr.model.tokens import Tokens

@@ -6,7 +6,6 @@ import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,10 +15,12 @@ from torchvision.utils import make_grid
 
 from huvr.errors import HuvrError
 from huvr.files import whole
-from huvr.tasks.generation.generator import load_generator
-from huvr.tasks.generation.objective import Sampler
-from huvr.tasks.generation.sampling import Sampling
 from huvr.viz import save_png, to_uint8
+
+from ..base import Precision
+from .generator import load_generator
+from .objective import Sampler
+from .sampling import Sampling
 
 GRID = 1024  # pictures that a grid may hold
 
@@ -37,7 +38,7 @@ def generate(
     seed: int = 0,
     batch_size: int = 64,
     scale: int = 1,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
     encoder: str | None = None,
 ) -> None:
     """Draw pictures from noise.
