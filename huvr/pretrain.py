@@ -198,17 +198,20 @@ class Pretraining(LightningModule):
 
         encoded = self.net.encode(images)
         decoded, tapped = self.net.decoder(self.net.bottleneck.expand(self.net.compress(encoded)), taps=(self.decoder_tap,))
-        phase = draw_phase(self.phase_jitter, self.seed, self.global_step)
-        painted, target = self.net.paint(decoded, phase), moved(images, phase)
-
-        losses = self.painting_losses(painted, target)
+        losses = self.painted(decoded, images)
         targets = self._teachers(images, encoded.grid, batch.get("echo"))
         losses |= self.distillation_losses(targets, encoded, tapped[self.decoder_tap])
         if self.weights["koleo"]:
             losses["koleo"] = self.koleo(encoded.cls)
+        return self.weighted(losses)
+
+    def painted(self, decoded: Tokens, images: Tensor) -> dict[str, Tensor]:
+        """The losses of painting these images from decoded tokens, by name."""
+        phase = draw_phase(self.phase_jitter, self.seed, self.global_step)
+        painted, target = self.net.paint(decoded, phase), moved(images, phase)
         if self.noted:  # from the host: the bar reads it again after each step, and would wait for the device
             self.log("train/psnr", psnr(painted.detach(), target).mean().cpu(), prog_bar=True)
-        return self.weighted(losses)
+        return self.painting_losses(painted, target)
 
     @property
     def noted(self) -> bool:

@@ -104,8 +104,7 @@ class Augmented(Images):
     def unaugmented(self) -> Iterator[Tensor]:
         """Training images at their middle, at most ``FITTED_IMAGES``, evenly spread; uint8 ``(n, 3, crop, crop)``."""
         rows: Rows = self.train_rows  # type: ignore[assignment]
-        taken = np.linspace(0, len(rows), min(FITTED_IMAGES, len(rows)), False, dtype=int)
-        some = Middles(Rows(rows.table, rows.numbers[taken], rows.source), self.middle, len(self.classes))
+        some = Middles(rows.thinned(FITTED_IMAGES), self.middle, len(self.classes))
         return (batch["image"] for batch in self._middles(some, (0, 1)) if batch)
 
     def val_dataloader(self) -> Loader:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from huvr.data.loader import workers_of
 from huvr.data.samples import Rows
 from huvr.data.transforms import centre_crop
 from huvr.errors import HuvrError
@@ -106,7 +106,7 @@ class Features(LightningDataModule):
         self.resize, self.crop = resize, crop
         self.view = centre_crop(crop, resize)
         self.batch_size = batch_size
-        self.workers = min(16, suggested_max_num_workers(1)) if workers is None else workers
+        self.workers = workers_of(workers)
         self.cache = cache
         self.train: FeatureSplit | None = None
         self.test: FeatureSplit | None = None

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from huvr.data.samples import Rows
+from huvr.data.samples import Rows, evenly
 from huvr.data.sources import HELD_OUT_SPLITS, Table, open_splits
 from huvr.errors import HuvrError
 
@@ -61,11 +61,10 @@ def labelled(table: Table, source: str, limit: int | None) -> Rows:
     """
     if isinstance(table, IterableDataset) or "label" not in table.column_names:
         raise HuvrError(f"{source}: no labels; expected class subfolders, or a column label of whole numbers")
-    numbers = np.arange(len(table)) if limit is None else np.linspace(0, len(table), min(limit, len(table)), False, dtype=int)
     unlabelled = [number for number, label in enumerate(table["label"]) if label is None or label < 0]
     if unlabelled:
         raise HuvrError(f"{source}: {len(unlabelled)} images without a label, the first being row {unlabelled[0]}")
-    return Rows(table, numbers, source)
+    return Rows(table, evenly(len(table), limit), source)
 
 
 def classes_of(rows: Rows, labels: np.ndarray) -> list[str]:

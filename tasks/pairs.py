@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -31,9 +30,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from huvr.data.images import finished_batches
-from huvr.data.loader import Batch, Draws, Loader, TrainLoader, collate, images_of
+from huvr.data.loader import Batch, Draws, Loader, TrainLoader, collate, images_of, workers_of
 from huvr.data.reading import read_image
-from huvr.data.samples import Draw, Sample
+from huvr.data.samples import Draw, Sample, evenly
 from huvr.errors import HuvrError
 
 from .base import FrozenEncoderTask
@@ -157,7 +156,7 @@ class Pairs(LightningDataModule):
         self.splits, self.limits = (train_split, test_split), (train_images, test_images)
         self.train_view, self.test_view = train_view or v2.Identity(), test_view or v2.Identity()
         self.batch_size, self.seed = batch_size, seed
-        self.workers = min(16, suggested_max_num_workers(1)) if workers is None else workers
+        self.workers = workers_of(workers)
         self.rows: dict[str, PairRows] = {}
         self._loader: TrainLoader | None = None
         self._resume: dict[str, int] = {}
@@ -217,11 +216,6 @@ class Pairs(LightningDataModule):
         """Training goes on from there; tests of a checkpoint leave training alone."""
         if self.trainer is None or self.trainer.training:
             self._resume.update(state)
-
-
-def evenly(count: int, limit: int | None) -> np.ndarray:
-    """``limit`` of the numbers below ``count``, evenly spread; all of them where it is None or more."""
-    return np.arange(count) if limit is None else np.linspace(0, count, min(limit, count), False, dtype=int)
 
 
 def sample(image: Tensor, target: Tensor, name: str) -> Sample:

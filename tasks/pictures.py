@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from huvr.data import Images
-from huvr.data.loader import Batch, Loader
+from huvr.data.loader import Batch, Loader, workers_of
 from huvr.data.samples import Rows
 from huvr.data.transforms import centre_crop
 from huvr.errors import HuvrError
@@ -57,14 +55,14 @@ class Pictures(LightningDataModule):
         self.images = Images(root, train_split, test_split, held_out)
         self.size, self.limits = size, (train_images, test_images)
         self.batch_size = 1 if size is None else batch_size
-        self.workers = min(16, suggested_max_num_workers(1)) if workers is None else workers
+        self.workers = workers_of(workers)
 
     def setup(self, stage: str | None = None) -> None:
         self.images.setup()
         train, test = self.images.train_rows, self.images.val_rows
         if not (isinstance(train, Rows) and isinstance(test, Rows)):  # no stream, as streaming is off
             raise HuvrError(f"data root {self.images.root!r}: nothing is held out to be measured on: set held_out or test_split")
-        self.train, self.test = thinned(train, self.limits[0]), thinned(test, self.limits[1])
+        self.train, self.test = train.thinned(self.limits[0]), test.thinned(self.limits[1])
 
     def train_dataloader(self) -> Loader:
         return self._loader(self.train)
@@ -100,10 +98,3 @@ def readable(samples: list[Tensor | str]) -> tuple[Batch, list[str]]:
     images = [sample for sample in samples if isinstance(sample, Tensor)]
     batch = torch.stack(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     return {"image": batch}, [sample for sample in samples if isinstance(sample, str)]
-
-
-def thinned(rows: Rows, limit: int | None) -> Rows:
-    """All rows, or ``limit`` of them evenly spread."""
-    if limit is None or limit >= len(rows):
-        return rows
-    return Rows(rows.table, rows.numbers[np.linspace(0, len(rows), limit, False, dtype=int)], rows.source)

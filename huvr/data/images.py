@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
-from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from huvr.data import photos
-from huvr.data.loader import ROUND, Batch, Draws, Loader, TrainLoader, collate, held_out_batches
+from huvr.data.loader import ROUND, Batch, Draws, Loader, TrainLoader, collate, held_out_batches, workers_of
 from huvr.data.samples import HeldOutSet, Rows, TrainSet, seed_of
 from huvr.data.sources import HELD_OUT_SPLITS, Table, open_splits
 from huvr.data.stream import HeldOutStream, TrainStream, readable
@@ -101,7 +100,7 @@ class Images(LightningDataModule):
         self.recolour = colour_jitter(colour) if colour and colour_on_device else None
         self.sizes = [(height, width) for height, width in sizes or [(size, size)]]
         self.batch_size, self.epoch_size, self.echoes, self.seed = batch_size, epoch_size, echoes, seed
-        self.workers = min(16, suggested_max_num_workers(1)) if workers is None else workers
+        self.workers = workers_of(workers)
         self.train_rows: Rows | IterableDataset | None = None
         self.val_rows: Rows | IterableDataset | None = None
         self.test_rows: Rows | IterableDataset | None = None

@@ -12,6 +12,7 @@ from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities.data import suggested_max_num_workers
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 from torchvision.transforms.v2.functional import to_dtype
@@ -23,6 +24,11 @@ from huvr.errors import HuvrError
 Batch = dict[str, Any]
 
 ROUND = 4  # batches, at least, that come before the first of them comes again
+
+
+def workers_of(asked: int | None) -> int:
+    """Processes that read, per device; None suits the machine."""
+    return min(16, suggested_max_num_workers(1)) if asked is None else asked
 
 
 def images_of(batch: Batch) -> Tensor:

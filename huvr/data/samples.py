@@ -49,6 +49,11 @@ def size_of(sizes: Sequence[Size], seed: int, epoch: int, batch: int) -> Size:
     return sizes[seed_of("size", seed, epoch, batch) % len(sizes)]
 
 
+def evenly(count: int, limit: int | None) -> np.ndarray:
+    """``limit`` of the numbers below ``count``, evenly spread; all of them where it is None or more."""
+    return np.arange(count) if limit is None else np.linspace(0, count, min(limit, count), False, dtype=int)
+
+
 def decode(row: dict[str, Any], name: str) -> Image.Image:
     """The picture of a row with an undecoded image; ``name`` is for a row without a path."""
     cell = row["image"] or {"path": None, "bytes": None}
@@ -92,6 +97,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def thinned(self, limit: int | None) -> Rows:
+        """``limit`` of the rows, evenly spread; all of them where it is None or more."""
+        return self if limit is None else Rows(self.table, self.numbers[evenly(len(self), limit)], self.source)
 
     def readable(self, index: int) -> Found:
         """The first readable image from ``index`` on, round the end."""

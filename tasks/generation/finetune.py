@@ -13,14 +13,12 @@ from huvr.data.loader import Batch, Loader, images_of
 from huvr.data.samples import Rows, seed_of
 from huvr.errors import HuvrError
 from huvr.losses import LossWeights, PaintingWeights
-from huvr.metrics import psnr
 from huvr.model.tokens import Tokens
 from huvr.optim import OptimizerName
-from huvr.phase import draw_phase, moved
 from huvr.pretrain import Pretraining
 from huvr.weights import load
 
-from ..pictures import Views, readable, thinned
+from ..pictures import Views, readable
 from .space import Statistics
 
 MEASURED = 2048  # images that the deviation of TinToks is taken of
@@ -94,7 +92,7 @@ class DecoderFinetuning(Pretraining):
         data: Any = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, Images) or not isinstance(data.train_rows, Rows):
             raise HuvrError("a decoder is finetuned on images: data needs class_path huvr.data.Images, not streamed")
-        views = Views(thinned(data.train_rows, MEASURED), data.size)
+        views = Views(data.train_rows.thinned(MEASURED), data.size)
         batches = Loader(DataLoader(views, data.batch_size, num_workers=data.workers, collate_fn=readable))
         tintoks = (self._tintoks(images_of(batch).to(self.device)).sequence for batch in batches if len(batch["image"]))
         found = Statistics.of(tintoks)
@@ -118,7 +116,4 @@ class DecoderFinetuning(Pretraining):
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
         generator = torch.Generator(self.device).manual_seed(seed_of("noise", self.seed, number, self.global_rank))
         decoded = self.net.expand(self.noisy(self._tintoks(images), generator))
-        phase = draw_phase(self.phase_jitter, self.seed, self.global_step)
-        painted, target = self.net.paint(decoded, phase), moved(images, phase)
-        self.log("train/psnr", psnr(painted.detach(), target).mean(), prog_bar=True)
-        return self.weighted(self.painting_losses(painted, target))
+        return self.weighted(self.painted(decoded, images))

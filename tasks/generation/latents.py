@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from huvr.data.images import finished_batches
-from huvr.data.loader import Batch, Draws, TrainLoader, collate, images_of
+from huvr.data.loader import Batch, Draws, TrainLoader, collate, images_of, workers_of
 from huvr.data.samples import Rows, TrainSet
 from huvr.data.sources import Table, open_splits
 from huvr.data.transforms import random_crop
@@ -75,7 +74,7 @@ class Latents(LightningDataModule):
         self.root, self.split, self.size, self.images = root, split, size, images
         self.online, self.view = online, partial(random_crop, scale=(scale[0], scale[1]))
         self.batch_size, self.encode_batch, self.seed = batch_size, encode_batch, seed
-        self.workers = min(16, suggested_max_num_workers(1)) if workers is None else workers
+        self.workers = workers_of(workers)
         self.cache = cache
         self.space: LatentSpace | None = None
         self._loader: TrainLoader | None = None
@@ -105,8 +104,7 @@ class Latents(LightningDataModule):
         """Of all images; of crops, a part that is large enough for statistics."""
         rows, _ = self.source
         if self.online and len(rows) > IMAGES:
-            numbers = rows.numbers[np.linspace(0, len(rows), IMAGES, False, dtype=int)]
-            rows = Rows(rows.table, numbers, rows.source)
+            rows = rows.thinned(IMAGES)
         return Store(self.cache, self.encoder, rows, self.size)
 
     def prepare_data(self) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torchmetrics.image.inception import InceptionScore
 
+from huvr.data.samples import evenly
 from huvr.errors import HuvrError
 
 from .. import cache
@@ -104,7 +105,7 @@ class Reference:
 
     def some(self, count: int) -> Tensor:
         """That many features, evenly spread, or all."""
-        return torch.from_numpy(self.features[spread(len(self.features), count)].astype(np.float32))
+        return torch.from_numpy(self.features[evenly(len(self.features), count)].astype(np.float32))
 
 
 class Scores:
@@ -117,7 +118,7 @@ class Scores:
         enough(count, "other")
         self.reference, self.count, self.seen = reference, count, 0
         self.distance = copy.deepcopy(reference.distance)
-        self.chosen = np.isin(np.arange(count), spread(count, MANIFOLD))
+        self.chosen = np.isin(np.arange(count), evenly(count, MANIFOLD))
         self.kept: list[Tensor] = []
         with warnings.catch_warnings(action="ignore"):  # of the logits
             self.score = InceptionScore(Given(reference.eye.classes), splits=min(SPLITS, count))
@@ -160,11 +161,6 @@ def pieces_of(features: np.ndarray) -> Iterator[Tensor]:
     """Features ``(rows, D)`` on the disk in order, fp32."""
     for start in range(0, len(features), PIECE):
         yield torch.from_numpy(features[start : start + PIECE].astype(np.float32))
-
-
-def spread(count: int, limit: int) -> np.ndarray:
-    """At most ``limit`` of the numbers 0 to ``count - 1``, evenly spread."""
-    return np.linspace(0, count, min(limit, count), False, dtype=int)
 
 
 def enough(count: int, kind: str) -> None:

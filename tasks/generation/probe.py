@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from huvr.data.samples import evenly
 from huvr.errors import HuvrError
 from huvr.viz import save_png, to_uint8
 
@@ -24,7 +25,7 @@ from ..frechet import FrechetConfig
 from ..knn import neighbours
 from ..labelled import fingerprint
 from .generator import load_generator
-from .measures import Eye, Reference, Scores, Seen, pieces_of, real_entry, real_key, spread
+from .measures import Eye, Reference, Scores, Seen, pieces_of, real_entry, real_key
 from .real import RealPictures, labels_of
 from .recognition import Classifier
 from .sampling import Sampling
@@ -174,7 +175,7 @@ class Generated(LightningModule):
             self.count, self.wanted.tolist() if conditional else None, self.sampling, self.seed, self.batch_size,
             precision=self.precision,
         )  # fmt: skip
-        shown = {*spread(self.count, SHOWN).tolist()}
+        shown = {*evenly(self.count, SHOWN).tolist()}
         pictures: list[Tensor] = []
         features: list[Tensor] = []
         seconds, start, first = 0.0, time.perf_counter(), 0

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from huvr.data.loader import Loader
+from huvr.data.loader import Loader, workers_of
 from huvr.data.samples import Rows
 from huvr.data.sources import open_splits
 from huvr.data.transforms import centre_crop
@@ -57,7 +56,7 @@ class RealPictures(LightningDataModule):
             raise HuvrError("train_images, test_images, batch_size: expected 1 or more; workers: 0 or more")
         self.root, self.names, self.limits = root, (train_split, test_split), (train_images, test_images)
         self.batch_size, self.cache = batch_size, cache
-        self.workers = min(16, suggested_max_num_workers(1)) if workers is None else workers
+        self.workers = workers_of(workers)
         self.size = 0
 
     def setup(self, stage: str | None = None) -> None:

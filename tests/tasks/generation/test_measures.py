@@ -15,12 +15,13 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torchvision.transforms.v2 import functional as TF
 
+from huvr.data.samples import evenly
 from huvr.errors import HuvrError
 from huvr.tasks import frechet
 from huvr.tasks.cache import Entry
 from huvr.tasks.frechet import FrechetConfig
 from huvr.tasks.generation import measures
-from huvr.tasks.generation.measures import Eye, Reference, Scores, Seen, covered, real_entry, real_key, spread
+from huvr.tasks.generation.measures import Eye, Reference, Scores, Seen, covered, real_entry, real_key
 from huvr.tasks.generation.recognition import Classifier
 
 PICTURES = torch.randint(256, (6, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -92,7 +93,7 @@ def test_manifolds_of_many_are_those_of_some(eye: Eye, monkeypatch: pytest.Monke
     scores = Scores(Reference(eye, features.half().numpy()), 50)
     for batch in features.split(13):
         scores.add(Seen(batch, None))
-    assert torch.equal(torch.cat(scores.kept), features[spread(50, 20)])
+    assert torch.equal(torch.cat(scores.kept), features[evenly(50, 20)])
 
 
 def test_the_network_sees_and_answers_as_timm_does(eye: Eye, vit: FrechetConfig) -> None:
