@@ -175,7 +175,7 @@ def patch_components(options: argparse.Namespace) -> str:
         model = load(options.encoder)
         pictures = Pictures(options.data, size=options.size, workers=options.workers)
         pictures.setup()
-        batches = (batch["image"].float() / 255 for batch in pictures.train_dataloader() if len(batch["image"]))
+        batches = (batch["image"].float() / 255 for batch in pictures.train_dataloader() if batch)
         save_components(batches, model.patch, model.config.tintok_dim, path)
     return f"pca:{path}"
 

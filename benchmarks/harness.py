@@ -20,14 +20,15 @@ from common import short, write_record
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from huvr.data.loader import images_of
 from huvr.data.sources import open_splits
 from huvr.data.transforms import centre_crop
 from huvr.tasks.accuracy import Accuracy
 from huvr.tasks.base import EncoderConfig, FrozenEncoder
-from huvr.tasks.labelled import Looks, collate, labelled
+from huvr.tasks.labelled import labelled
+from huvr.tasks.looks import looks_at
 
 HALVES = (0.5, 0.5, 0.5)
 RESIZE, CROP = 248, 224
@@ -44,11 +45,10 @@ def answers(encoder: FrozenEncoder, root: str, split: str, view: Callable[[Image
     rows = labelled(open_splits(root)[split], root, None)
     truth = imagenet_labels(Path(root) / f"{split}.parquet")
     accuracy, seen = Accuracy(1000, encoder.device), 0
-    loader: DataLoader = DataLoader(Looks(rows, view), 50, collate_fn=collate)
-    for images, _, _ in tqdm(loader, short(root), disable=None):
-        normalised = (images.float() / 255 - encoder.mean) / encoder.std
-        accuracy.add(encoder.network(normalised), truth[seen : seen + len(images)])
-        seen += len(images)
+    for batch in tqdm(looks_at(rows, view, 50, workers=0), short(root), disable=None):
+        normalised = (images_of(batch) - encoder.mean) / encoder.std
+        accuracy.add(encoder.network(normalised), truth[batch["row"]])
+        seen += len(normalised)
     return {"images": seen, "top1": round(accuracy.top1, 2), "top5": round(accuracy.top5, 2)}
 
 

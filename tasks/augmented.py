@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from huvr.data.images import Images
@@ -17,7 +17,8 @@ from huvr.data.transforms import centre_crop
 from huvr.errors import HuvrError
 
 from .imagenet_labels import Answers, objectnet, real_answers, without_border
-from .labelled import Looks, common_classes, open_labelled
+from .labelled import common_classes, labels_of, open_labelled
+from .looks import Looks, readable
 
 FITTED_IMAGES = 10_000  # enough for the principal components of any token
 
@@ -118,7 +119,7 @@ class Augmented(Images):
     def _middles(self, images: Middles, rank: tuple[int, int]) -> Loader:
         """One rank's share; unlike DistributedSampler's, no image is in two of them."""
         mine = range(rank[0], len(images), rank[1])
-        return Loader(DataLoader(images, self.batch_size, sampler=mine, num_workers=self.workers, collate_fn=collate))
+        return Loader(DataLoader(images, self.batch_size, sampler=mine, num_workers=self.workers, collate_fn=readable))
 
 
 class Middles(Looks):
@@ -126,24 +127,18 @@ class Middles(Looks):
 
     def __init__(self, rows: Rows, view: v2.Compose, classes: int, answers: Answers | None = None) -> None:
         super().__init__(rows, view)
-        self.classes, self.answers = classes, answers
+        self.labels, self.classes, self.answers = labels_of(rows), classes, answers
 
-    def __getitem__(self, index: int) -> Batch | str:  # type: ignore[override]
-        seen = super().__getitem__(index)
-        if isinstance(seen, str):
-            return seen
-        sample = {"image": seen[0], "label": torch.tensor(seen[1])}
+    def __getitem__(self, index: int) -> Batch | str:
+        sample = super().__getitem__(index)
+        if isinstance(sample, str):
+            return sample
+        sample["label"] = int(self.labels[index])
         if self.answers is None:
             return sample
         answers = torch.zeros(self.classes, dtype=torch.bool)
         answers[self.answers[index]] = True
         return sample | {"answers": answers}
-
-
-def collate(samples: list[Batch | str]) -> tuple[Batch, list[str]]:
-    """A batch of what could be read, empty where nothing could, and what is wrong with the rest."""
-    read = [sample for sample in samples if not isinstance(sample, str)]
-    return default_collate(read) if read else {}, [sample for sample in samples if isinstance(sample, str)]
 
 
 def halves(rows: Rows, share: float) -> tuple[Rows, Rows]:

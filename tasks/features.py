@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,8 @@ from huvr.model.tokens import Tokens
 
 from . import cache
 from .base import FrozenEncoder, FrozenEncoderTask
-from .labelled import Looks, collate, common_classes, fingerprint, open_labelled
+from .labelled import common_classes, fingerprint, labels_of, open_labelled
+from .looks import looks_at
 from .storage import size_stored
 
 PIECE = 8192  # features in memory at once
@@ -174,13 +174,11 @@ class Features(LightningDataModule):
     def _computed(self, rows: Rows) -> Iterator[cache.Entry]:
         """What the encoder says of all readable images; the others are warned of."""
         encoder = self._task.encoder.to(self.trainer.strategy.root_device)  # type: ignore[union-attr]
-        loader: DataLoader = DataLoader(Looks(rows, self.view), self.batch_size, num_workers=self.workers, collate_fn=collate)
-        for images, labels, skipped in tqdm(loader, f"features of {rows.source}", unit="batch", disable=None):
-            for reason in skipped:
-                warnings.warn(f"image left out: {reason}", stacklevel=2)
-            if len(images):
-                features = encoder.look(images.to(encoder.device).float() / 255).cls
-                yield cache.Entry(features.half().cpu().numpy(), labels)
+        loader, labels = looks_at(rows, self.view, self.batch_size, self.workers), labels_of(rows)
+        for batch in tqdm(loader, f"features of {rows.source}", unit="batch", disable=None):
+            if batch:
+                features = encoder.look(batch["image"].to(encoder.device).float() / 255).cls
+                yield cache.Entry(features.half().cpu().numpy(), labels[batch["row"].numpy()])
 
 
 def without_patches(cls: Tensor) -> Tokens:

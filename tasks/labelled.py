@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from textwrap import shorten
 
 import numpy as np
 import pyarrow.compute as pc
-import torch
 from datasets import ClassLabel, IterableDataset
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from huvr.data.samples import Rows, evenly
 from huvr.data.sources import HELD_OUT_SPLITS, Table, open_splits
@@ -114,22 +110,6 @@ def named_files(rows: Rows) -> Iterator[str]:
         yield from paths.filter(pc.and_(content.is_null(), paths.is_valid())).to_pylist()
 
 
-class Looks(Dataset[tuple[Tensor, int] | str]):
-    """Rows in order as uint8 ``(3, H, W)`` with the label, or what is wrong with an image that cannot be read."""
-
-    def __init__(self, rows: Rows, view: Callable[[Image.Image], Tensor]) -> None:
-        self.rows, self.view = rows, view
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | str:
-        found = self.rows.readable(index)
-        return found.skipped[0] if found.skipped else (self.view(found.image), found.row["label"])
-
-
-def collate(samples: list[tuple[Tensor, int] | str]) -> tuple[Tensor, np.ndarray, list[str]]:
-    """Images uint8 ``(n, 3, H, W)``, their labels, and what is wrong with those left out."""
-    read = [sample for sample in samples if not isinstance(sample, str)]
-    images = torch.stack([image for image, _ in read]) if read else torch.empty(0)
-    return images, np.array([label for _, label in read], np.int64), [each for each in samples if isinstance(each, str)]
+def labels_of(rows: Rows) -> np.ndarray:
+    """By number of the row, int64 ``(rows,)``."""
+    return np.asarray(rows.table["label"][:], np.int64)[rows.numbers]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from huvr.data import Images
-from huvr.data.loader import Batch, Loader, workers_of
+from huvr.data.loader import Loader, workers_of
 from huvr.data.samples import Rows
 from huvr.data.transforms import centre_crop
 from huvr.errors import HuvrError
+
+from .looks import looks_at
 
 
 class Pictures(LightningDataModule):
@@ -75,26 +74,4 @@ class Pictures(LightningDataModule):
         return {"train": f"{self.train.source}, {len(self.train)} images", "test": f"{self.test.source}, {measured} images"}
 
     def _loader(self, rows: Rows) -> Loader:
-        return Loader(DataLoader(Views(rows, self.size), self.batch_size, num_workers=self.workers, collate_fn=readable))
-
-
-class Views(Dataset[Tensor | str]):
-    """Rows in order as uint8 ``(3, H, W)``, or what is wrong with an image that cannot be read."""
-
-    def __init__(self, rows: Rows, size: int | None) -> None:
-        self.rows = rows
-        self.view = pil_to_tensor if size is None else centre_crop(size)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Tensor | str:
-        found = self.rows.readable(index)
-        return found.skipped[0] if found.skipped else self.view(found.image)
-
-
-def readable(samples: list[Tensor | str]) -> tuple[Batch, list[str]]:
-    """A batch of those that could be read, if any, and what is wrong with the others."""
-    images = [sample for sample in samples if isinstance(sample, Tensor)]
-    batch = torch.stack(images) if images else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-    return {"image": batch}, [sample for sample in samples if isinstance(sample, str)]
+        return looks_at(rows, pil_to_tensor if self.size is None else centre_crop(self.size), self.batch_size, self.workers)

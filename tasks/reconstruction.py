@@ -112,7 +112,7 @@ class Reconstruction(LightningModule):
         if name == "sdvae":
             vae = SDVAE(self.sdvae, device)
             return lambda images, _: vae.stored(images, kind)
-        batches = (batch["image"].to(device).float() / 255 for batch in self._data.train_dataloader() if len(batch["image"]))
+        batches = (batch["image"].to(device).float() / 255 for batch in self._data.train_dataloader() if batch)
         pca = PatchPCA(batches, self.net.net.patch if isinstance(self.net, PatchwiseHUVR) else PCA_PATCH)
         return lambda images, limit: pca.stored(images, kind, limit)
 
@@ -124,9 +124,9 @@ class Reconstruction(LightningModule):
         return data
 
     def test_step(self, batch: Batch, index: int) -> None:
-        originals = batch["image"]
-        if not len(originals):
+        if not batch:
             return
+        originals = batch["image"]
         images = images_of(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             parameters = self.net.encode(images)

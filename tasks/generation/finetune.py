@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from huvr.data import Images
-from huvr.data.loader import Batch, Loader, images_of
+from huvr.data.loader import Batch, images_of
 from huvr.data.samples import Rows, seed_of
+from huvr.data.transforms import centre_crop
 from huvr.errors import HuvrError
 from huvr.losses import LossWeights, PaintingWeights
 from huvr.model.tokens import Tokens
@@ -18,7 +18,7 @@ from huvr.optim import OptimizerName
 from huvr.pretrain import Pretraining
 from huvr.weights import load
 
-from ..pictures import Views, readable
+from ..looks import looks_at
 from .space import Statistics
 
 MEASURED = 2048  # images that the deviation of TinToks is taken of
@@ -92,9 +92,8 @@ class DecoderFinetuning(Pretraining):
         data: Any = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, Images) or not isinstance(data.train_rows, Rows):
             raise HuvrError("a decoder is finetuned on images: data needs class_path huvr.data.Images, not streamed")
-        views = Views(data.train_rows.thinned(MEASURED), data.size)
-        batches = Loader(DataLoader(views, data.batch_size, num_workers=data.workers, collate_fn=readable))
-        tintoks = (self._tintoks(images_of(batch).to(self.device)).sequence for batch in batches if len(batch["image"]))
+        batches = looks_at(data.train_rows.thinned(MEASURED), centre_crop(data.size), data.batch_size, data.workers)
+        tintoks = (self._tintoks(images_of(batch).to(self.device)).sequence for batch in batches if batch)
         found = Statistics.of(tintoks)
         return found.cls_std.to(self.device), found.patch_std.to(self.device)
 

@@ -23,10 +23,10 @@ from ..base import Precision
 from ..cache import Entry
 from ..frechet import FrechetConfig
 from ..knn import neighbours
-from ..labelled import fingerprint
+from ..labelled import fingerprint, labels_of
 from .generator import load_generator
 from .measures import Eye, Reference, Scores, Seen, pieces_of, real_entry, real_key
-from .real import RealPictures, labels_of
+from .real import RealPictures
 from .recognition import Classifier
 from .sampling import Sampling
 
@@ -129,13 +129,13 @@ class Generated(LightningModule):
 
     def _computed(self, batches: Iterable[dict[str, Tensor]]) -> Iterator[Entry]:
         for batch in batches:
-            if len(batch["image"]):
+            if batch:
                 yield Entry(self.eye.see(batch["image"]).features.half().cpu().numpy(), batch["row"].numpy())
 
     def test_step(self, batch: dict[str, Tensor], index: int) -> None:
-        images = batch["image"]
-        if not len(images) or not self.beside:
+        if not (batch and self.beside):
             return
+        images = batch["image"]
         labels = self.labels[batch["row"].cpu()]
         space = self.generator.space
         latents = space.normalise(self.generator.codec.look(images.float() / 255).sequence)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from huvr.data.loader import Loader, workers_of
 from huvr.data.samples import Rows
@@ -17,7 +14,8 @@ from huvr.data.sources import open_splits
 from huvr.data.transforms import centre_crop
 from huvr.errors import HuvrError
 
-from ..labelled import Looks, chosen_splits, collate
+from ..labelled import chosen_splits
+from ..looks import looks_at
 from .latents import rows_of
 
 
@@ -70,8 +68,7 @@ class RealPictures(LightningDataModule):
         self.size = size
 
     def loader(self, rows: Rows) -> Loader:
-        looks = Numbered(rows, centre_crop(self.size))
-        return Loader(DataLoader(looks, self.batch_size, num_workers=self.workers, collate_fn=numbered))
+        return looks_at(rows, centre_crop(self.size), self.batch_size, self.workers)
 
     def test_dataloader(self) -> Loader:
         return self.loader(self.test)
@@ -80,21 +77,3 @@ class RealPictures(LightningDataModule):
         """One of the training split, uint8 ``(3, H, W)``."""
         view: Callable[..., Tensor] = centre_crop(self.size)
         return view(self.train.readable(row).image)
-
-
-class Numbered(Looks):
-    """Rows with their number in place of the label: features of readable images must find back to them."""
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | str:
-        found = super().__getitem__(index)
-        return found if isinstance(found, str) else (found[0], index)
-
-
-def numbered(samples: list[tuple[Tensor, int] | str]) -> tuple[dict[str, Tensor], list[str]]:
-    images, rows, skipped = collate(samples)
-    return {"image": images, "row": torch.from_numpy(rows)}, skipped
-
-
-def labels_of(rows: Rows) -> np.ndarray:
-    """By number of the row, ``(rows,)``."""
-    return np.asarray(rows.table["label"][:])[rows.numbers]

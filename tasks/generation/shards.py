@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from huvr.data.samples import Draw, Rows, Sample
@@ -21,7 +21,8 @@ from huvr.errors import HuvrError
 from huvr.files import read_json, whole
 
 from .. import cache
-from ..labelled import Looks, collate, fingerprint
+from ..labelled import fingerprint, labels_of
+from ..looks import looks_at
 from .codec import Codec
 from .space import LatentSpace, Statistics
 
@@ -55,15 +56,13 @@ class Store:
                 cache.store(self.folder, key, 2 * len(part), self._computed(part, title, batch_size, workers))
 
     def _computed(self, rows: Rows, title: str, batch_size: int, workers: int) -> Iterator[cache.Entry]:
-        loader: DataLoader = DataLoader(Looks(rows, centre_crop(self.size)), batch_size, num_workers=workers, collate_fn=collate)
-        for images, labels, skipped in tqdm(loader, title, unit="batch", disable=None):
-            for reason in skipped:
-                warnings.warn(f"image left out: {reason}", stacklevel=2)
-            if len(images):
-                pictures = images.to(self.encoder.device).float() / 255
+        loader, labels = looks_at(rows, centre_crop(self.size), batch_size, workers), labels_of(rows)
+        for batch in tqdm(loader, title, unit="batch", disable=None):
+            if batch:
+                pictures = batch["image"].to(self.encoder.device).float() / 255
                 both = [self.encoder.look(view).sequence for view in (pictures, pictures.flip(-1))]
                 sequences = torch.stack(both, 1).flatten(0, 1).flatten(1)  # image 0, its mirror image, image 1, …
-                yield cache.Entry(sequences.half().cpu().numpy(), labels.repeat(2))
+                yield cache.Entry(sequences.half().cpu().numpy(), labels[batch["row"].numpy()].repeat(2))
 
     def open(self, shape: tuple[int, int]) -> Shards:
         """All shards, to be read; ``shape`` is (1 + h * w, d).

@@ -118,7 +118,7 @@ def test_only_what_has_changed_is_computed_again(quiet: Any, encoder: str, pictu
 
 def test_an_image_that_cannot_be_read_is_left_out_and_named(quiet: Any, encoder: str, pictures: Path) -> None:
     Path("pictures/train/green/3.png").write_bytes(b"no image")
-    with pytest.warns(UserWarning, match=r"image left out: pictures/train/green/3.png: not a readable image"):
+    with pytest.warns(UserWarning, match=r"image skipped, 1 so far: pictures/train/green/3.png: not a readable image"):
         data, _ = opened(quiet, encoder)
     features, labels = everything(data.train)
     assert labels.tolist() == [0] * 6 + [1] * 5 + [2] * 6
@@ -203,7 +203,7 @@ def test_pictures_that_a_pack_only_names_are_looked_at_again_when_they_change(
     opened(quiet, encoder, root="pack")
     assert sum(looks) - 2 == 6
     Path("pictures/val/red/1.png").unlink()
-    with pytest.warns(UserWarning, match=r"image left out: pictures/val/red/1.png: no such file"):
+    with pytest.warns(UserWarning, match=r"image skipped, 1 so far: pictures/val/red/1.png: no such file"):
         opened(quiet, encoder, root="pack")
 
 

@@ -149,7 +149,7 @@ def test_images_without_labels_make_an_unconditional_generator(learn: Learn, pic
 
 def test_corrupt_images_are_left_out(learn: Learn, pictures: Path) -> None:
     (pictures / "train" / "blue" / "0.png").write_bytes(b"nothing")
-    with pytest.warns(UserWarning, match="image left out: .*0.png"):
+    with pytest.warns(UserWarning, match="image skipped, 1 so far: .*0.png"):
         _, data = learn(pictures)
     assert len(data.shards) == 17
     assert data.shards.read(4, False)[1] == 0
