@@ -115,12 +115,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        # After a checkpoint of the last batch of an epoch Lightning counts the next one as part of it, and then a checkpoint of
-        # the end of an epoch, such as ours, as one of its middle: training would miss an epoch.
-        loop = trainer.fit_loop
-        epochs: Any = loop.epoch_progress.total
-        if loop.restarted_mid_epoch and epochs.processed == epochs.started:
-            loop.reset_restart_stage()
+        begin_next_epoch(trainer)
         self._step = trainer.global_step
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._ask)  # in the place of Lightning's, which puts back what was before
@@ -175,6 +170,26 @@ class LastCheckpoint(ModelCheckpoint):
     def _save(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def begin_next_epoch(trainer: Trainer) -> None:
+    """A checkpoint of the end of an epoch is followed by the next one.
+
+    After one of its last batch Lightning counts the next epoch as part of it, and then a checkpoint of the end of an epoch, such as
+    ours, as one of its middle: training would miss an epoch. After one of its end, where steps limit training, it takes the epoch
+    for one to go on with: the data are then an epoch ahead, or a stray batch is taken for an epoch.
+    """
+    loop = trainer.fit_loop
+    progress: Any = loop.epoch_progress
+    if loop.restarted_mid_epoch and progress.total.processed == progress.total.started:
+        loop.reset_restart_stage()
+    elif loop.restarted_on_epoch_end or loop.resumed_on_epoch_end:
+        for counts in (progress.current, progress.total):
+            counts.completed = counts.processed
+        loop.restarting = False  # its inner loops neither
+        loop.reset_restart_stage()
+        loop.epoch_loop.reset_restart_stage()
+        loop.epoch_loop.batch_progress.reset_on_run()
 
 
 def agreed(trainer: Trainer, asked: bool) -> bool:

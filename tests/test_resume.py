@@ -50,7 +50,7 @@ class CrashAt(Callback):
 def train(
     photos: Path, run: Path, seed: int, *callbacks: Callback, resume: Path | None = None, accumulate: int = 1,
     optimizer: OptimizerName = "adamw", teachers: Sequence[TeacherConfig] = (), echoes: int = 1, batch_size: int = 2,
-    validate: int = 4, **options: Any,
+    validate: float = 4, trainer: dict[str, Any] | None = None, **options: Any,
 ) -> None:  # fmt: skip
     """Two epochs of 8 different batches; a checkpoint ``run/step=N.ckpt`` every other step."""
     torch.manual_seed(seed)
@@ -61,12 +61,11 @@ def train(
         echoes=echoes, workers=2, held_out=0.1,
     )  # fmt: skip
     checkpoints = ModelCheckpoint(run, "{step}", every_n_train_steps=2, save_top_k=-1, monitor=None)
-    trainer = Trainer(
-        default_root_dir=run, max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False,
+    Trainer(
+        default_root_dir=run, accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_model_summary=False, gradient_clip_val=0.01, accumulate_grad_batches=accumulate, val_check_interval=validate,
-        callbacks=[EMAWeightAveraging(decay=0.9), checkpoints, *callbacks],
-    )  # fmt: skip
-    trainer.fit(module, data, ckpt_path=resume)
+        callbacks=[EMAWeightAveraging(decay=0.9), checkpoints, *callbacks], **{"max_epochs": 2} | (trainer or {}),
+    ).fit(module, data, ckpt_path=resume)  # fmt: skip
 
 
 def make_photos(folder: Path) -> Path:
@@ -156,6 +155,55 @@ def test_a_run_that_stops_within_an_epoch_goes_on_from_there(
     expected, found = map(state, runs)
     assert expected["/global_step"] == 2 * -(-8 // accumulate)
     assert not differing(expected, found)
+
+
+@pytest.mark.parametrize("validates", [0, 1])
+@pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_epochs": -1, "max_steps": 1}, {"max_epochs": 3, "max_steps": 1}])
+@pytest.mark.parametrize(("ends", "accumulate"), [("crash", 1), ("stop", 3)])
+def test_a_run_goes_on_from_the_end_of_an_epoch(
+    photos: Path, tmp_path: Path, validates: int, accumulate: int, limits: dict[str, int], ends: str
+) -> None:
+    """Lightning takes none of its epochs for done where steps limit the training."""
+    epoch = -(-8 // accumulate)
+    trainer = limits | {"limit_val_batches": validates} | ({"max_steps": 3 * epoch} if "max_steps" in limits else {})
+    options: dict[str, Any] = {"accumulate": accumulate, "validate": 8, "trainer": trainer}
+    train(photos, tmp_path / "whole", 0, LastCheckpoint(), **options)
+    if ends == "stop":
+        train(photos, tmp_path / "broken", 0, StopAfter(8), LastCheckpoint(), **options)
+    else:
+        with pytest.raises(Crash):
+            train(photos, tmp_path / "broken", 0, CrashAt(epoch + 1), LastCheckpoint(), **options)
+    last = tmp_path / "broken" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == epoch
+    train(photos, tmp_path / "resumed", 1, LastCheckpoint(), resume=last, **options)
+    expected, found = (state(tmp_path / run / "checkpoints" / "last.ckpt") for run in ("whole", "resumed"))
+    assert expected["/global_step"] == 3 * epoch
+    assert not differing(expected, found)
+
+
+class Seen(Callback):
+    """What is trained on: epoch, number and sum of the images of each batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, int, int]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.batches.append((trainer.current_epoch, batch_idx, int(batch["image"].sum())))
+
+
+@pytest.mark.parametrize("validates", [0, 1])
+@pytest.mark.parametrize("first", [{"max_steps": 8}, {"max_epochs": 1}, {"max_steps": 5}])
+@pytest.mark.parametrize("then", [{"max_steps": 20}, {"max_epochs": 3}])
+def test_a_longer_training_sees_what_it_would_have_seen(
+    photos: Path, tmp_path: Path, validates: int, first: dict[str, int], then: dict[str, int]
+) -> None:
+    def seen(run: str, limits: dict[str, int], resume: Path | None = None) -> list[tuple[int, int, int]]:
+        found, trainer = Seen(), {"max_epochs": -1, "limit_val_batches": validates} | limits
+        train(photos, tmp_path / run, 0, found, LastCheckpoint(), resume=resume, validate=1.0, trainer=trainer)
+        return found.batches
+
+    whole, begun = seen("whole", then), seen("first", first)
+    assert begun + seen("second", then, tmp_path / "first" / "checkpoints" / "last.ckpt") == whole
 
 
 class TerminatedAt(Callback):
