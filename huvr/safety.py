@@ -175,9 +175,9 @@ class LastCheckpoint(ModelCheckpoint):
 def begin_next_epoch(trainer: Trainer) -> None:
     """A checkpoint of the end of an epoch is followed by the next one.
 
-    After one of its last batch Lightning counts the next epoch as part of it, and then a checkpoint of the end of an epoch, such as
-    ours, as one of its middle: training would miss an epoch. After one of its end, where steps limit training, it takes the epoch
-    for one to go on with: the data are then an epoch ahead, or a stray batch is taken for an epoch.
+    After one of its last batch Lightning counts the next epoch as part of it, and then a checkpoint of the end of an epoch, such
+    as ours, as one of its middle: training would miss an epoch. After one of its end, where steps limit training, it takes the
+    epoch for one to go on with: the data are then an epoch ahead, or a stray batch is taken for an epoch.
     """
     loop = trainer.fit_loop
     progress: Any = loop.epoch_progress
