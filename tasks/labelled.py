@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, IterableDataset
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from huvr.data.folders import HELD_OUT_SPLITS
 from huvr.data.samples import Rows, evenly
-from huvr.data.sources import HELD_OUT_SPLITS, Table, open_splits
+from huvr.data.sources import Table, open_splits
 from huvr.errors import HuvrError
 
 

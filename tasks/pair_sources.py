@@ -12,12 +12,12 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from huvr.data.folders import SPLIT_OF
 from huvr.data.reading import list_images
-from huvr.data.sources import SPLITS, holds_images, open_tables, packs_in
+from huvr.data.sources import holds_images, open_tables, packs_in
 from huvr.errors import HuvrError
 
 ALLOWED = "a Parquet or Arrow file, a folder of them, a folder of images and targets, or the id of a Hugging Face data set"
-FOLDERS = {"training": "train", **{split: split for split in SPLITS}}  # ADE20K calls its own "training" and "validation"
 COLUMNS = datasets.Features({"image": datasets.Image(decode=False), "target": datasets.Image(decode=False)})
 # Palettes are kept as indices: their colours are for people. "1" is black and white, "F" float32, "I…" 16 or 32 bits.
 ONE_NUMBER = ("1", "L", "P", "F", "I", "I;16", "I;16B", "I;16L")
@@ -52,12 +52,12 @@ def _columns(root: str, table: datasets.Dataset, target: str) -> datasets.Datase
 
 
 def _images_in(path: Path) -> bool:
-    return any((path / name).is_dir() for split in FOLDERS for name in (f"{split}/images", f"images/{split}"))
+    return any((path / name).is_dir() for split in SPLIT_OF for name in (f"{split}/images", f"images/{split}"))
 
 
 def _folders(root: str, path: Path, target: str) -> dict[str, datasets.Dataset]:
     tables = {}
-    for folder, split in FOLDERS.items():
+    for folder, split in SPLIT_OF.items():
         for pattern in (f"{folder}/{{}}", f"{{}}/{folder}"):
             images = path / pattern.format("images")
             targets = [path / pattern.format(name) for name in (target, f"{target}s")]
@@ -69,7 +69,7 @@ def _folders(root: str, path: Path, target: str) -> dict[str, datasets.Dataset]:
     if not tables:
         raise HuvrError(
             f"data root {root!r}: neither packs nor folders of pairs; expected SPLIT/images and SPLIT/{target}, "
-            f"or images/SPLIT and {target}/SPLIT, SPLIT being one of {', '.join(FOLDERS)}"
+            f"or images/SPLIT and {target}/SPLIT, SPLIT being one of {', '.join(SPLIT_OF)}"
         )
     return tables
 

@@ -15,9 +15,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from huvr.data import photos
+from huvr.data.folders import HELD_OUT_SPLITS
 from huvr.data.loader import ROUND, Batch, Draws, Loader, TrainLoader, collate, held_out_batches, workers_of
 from huvr.data.samples import HeldOutSet, Rows, TrainSet, seed_of
-from huvr.data.sources import HELD_OUT_SPLITS, Table, open_splits
+from huvr.data.sources import Table, open_splits
 from huvr.data.stream import HeldOutStream, TrainStream, readable
 from huvr.data.transforms import Crop, colour_jitter, training_view
 from huvr.errors import HuvrError

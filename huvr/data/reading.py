@@ -12,7 +12,11 @@ from PIL import Image, ImageOps
 
 from huvr.errors import HuvrError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".jp2", ".j2k", ".tga",
+    ".heic", ".heif",  # which take a plugin of Pillow: named, where there is none
+})  # fmt: skip
 
 
 def list_images(folder: str | Path) -> list[Path]:

@@ -15,7 +15,8 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from huvr.data import photos
-from huvr.data.reading import images_below, list_images
+from huvr.data.folders import SPLIT_OF, listing, open_folder, split_folders
+from huvr.data.reading import images_below
 from huvr.errors import HuvrError
 
 Table: TypeAlias = Dataset | IterableDataset
@@ -25,14 +26,14 @@ ALLOWED = (
     "'photos', a folder of images, a Parquet, Arrow or WebDataset (.tar) file or a folder of them, "
     "or the id of a Hugging Face data set"
 )
-HELD_OUT_SPLITS = ("validation", "val", "valid", "dev", "test")
-SPLITS = ("train", *HELD_OUT_SPLITS)
+IN_A_NAME = re.compile(rf"(?:^|[^a-z])({'|'.join(SPLIT_OF)})(?![a-z])", re.IGNORECASE)  # imagenet1k-train-0000.tar
 
 
 def open_splits(root: str, streaming: bool = False) -> dict[str, Table]:
     """All splits that ``root`` has, by name; a source that names none is all "train".
 
-    In a folder with split folders of images, packs beside them are passed over, such as the archives they came in.
+    In a folder with split folders of images, packs beside them are passed over, such as the archives they came in. Labels are
+    numbers, names of classes, or the folders that hold the images; they are the same in all splits.
 
     Args:
         root: one of ``ALLOWED``.
@@ -46,10 +47,10 @@ def open_splits(root: str, streaming: bool = False) -> dict[str, Table]:
     if root == "photos":
         if path.is_dir():
             rank_zero_warn("data root 'photos': the data set of that name, not the folder here, which is ./photos")
-        return {split: _listing(files) for split, files in photos.paths().items()}
+        return {split: listing(files) for split, files in photos.paths().items()}
     if path.is_dir() and not _packs_meant(path):
-        return dict(_folder(path))
-    return {split: _columns(root, table) for split, table in open_tables(root, streaming, ALLOWED).items()}
+        return dict(open_folder(path))
+    return {split: _columns(root, table) for split, table in _numbered(root, open_tables(root, streaming, ALLOWED)).items()}
 
 
 def open_tables(root: str, streaming: bool, allowed: str) -> dict[str, Table]:
@@ -77,29 +78,6 @@ def open_tables(root: str, streaming: bool, allowed: str) -> dict[str, Table]:
     return _hub(root, streaming, allowed)
 
 
-def _folder(root: Path) -> dict[str, Dataset]:
-    """Split subfolders, or the folder itself as one split; class subfolders in them, or none."""
-    splits = [name for name in SPLITS if (root / name).is_dir()]
-    files = {name: list_images(root / name) for name in splits} or {"train": list_images(root)}
-    classes = {
-        split: [path.relative_to(root / split if splits else root).parts[0] for path in paths] for split, paths in files.items()
-    }
-    labelled = {split: all(path.name != name for path, name in zip(files[split], classes[split], strict=True)) for split in files}
-    names = sorted({name for split, found in classes.items() if labelled[split] for name in found})
-    number = {name: index for index, name in enumerate(names)}
-    return {
-        split: _listing(paths, [number[name] for name in classes[split]], names) if labelled[split] else _listing(paths)
-        for split, paths in files.items()
-    }
-
-
-def _listing(paths: list[Path], labels: list[int] | None = None, names: list[str] | None = None) -> Dataset:
-    columns, features = {"image": [str(path) for path in paths]}, {"image": Image(decode=False)}
-    if labels is None:
-        return Dataset.from_dict(columns, Features(features))
-    return Dataset.from_dict(columns | {"label": labels}, Features(features | {"label": ClassLabel(names=names)}))
-
-
 def packs_in(folder: Path) -> list[Path]:
     """Parquet files at most one folder deep, else Arrow files, else WebDataset files."""
     for suffix in BUILDERS:
@@ -114,7 +92,7 @@ def _packs_meant(root: Path) -> list[Path]:
     image = next(images_below(root), None) if packs else None
     if image is None:
         return packs
-    splits = [root / name for name in SPLITS if (root / name).is_dir()]
+    splits = [*split_folders(root).values()]
     if any(pack.parent in splits for pack in packs) or not any(next(images_below(split), None) for split in splits):
         raise HuvrError(
             f"data root {str(root)!r}: packs as well as images, {packs[0].relative_to(root)} and {image.relative_to(root)}: "
@@ -127,8 +105,8 @@ def _load(root: str, streaming: bool, suffix: str, files: list[Path]) -> dict[st
     splits = defaultdict(list)
     for file in files:
         parts = (file.parent.name, file.name) if Path(root).expanduser() not in (file, file.parent) else (file.name,)
-        named = (re.match(rf"({'|'.join(SPLITS)})(?![a-z])", part) for part in parts)
-        splits[next((match[1] for match in named if match), "train")].append(str(file))
+        named = (IN_A_NAME.search(part) for part in parts)
+        splits[next((SPLIT_OF[match[1].lower()] for match in named if match), "train")].append(str(file))
     try:
         names = {split: _class_names(files[0]) for split, files in splits.items()} if suffix == ".parquet" else {}
         tables = dict(load_dataset(BUILDERS[suffix], data_files=dict(splits), streaming=streaming))
@@ -161,6 +139,21 @@ def _hub(root: str, streaming: bool, allowed: str) -> dict[str, Table]:
 def _reason(error: BaseException) -> str:
     cause = error.__cause__ or error
     return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+
+
+def _numbered(root: str, tables: dict[str, Table]) -> dict[str, Table]:
+    """Names of classes in a column ``label`` become their numbers, in the order of the alphabet over all splits."""
+    kinds = {split: (table.features or {}).get("label") for split, table in tables.items()}
+    if not all(isinstance(kind, Value) and "string" in kind.dtype for kind in kinds.values()):
+        return tables
+    if any(isinstance(table, IterableDataset) for table in tables.values()):
+        rank_zero_warn(f"data root {root!r}: no labels, since those of a stream must be numbers: set data.streaming false")
+        return tables
+    names = sorted({name for table in tables.values() for name in table.unique("label")} - {None})
+    if len(names) > sum(map(len, tables.values())) / 2:
+        rank_zero_warn(f"data root {root!r}: no labels, since hardly two rows have the same text in the column label")
+        return tables
+    return {split: table.cast_column("label", ClassLabel(names=names)) for split, table in tables.items()}
 
 
 def _columns(root: str, table: Table) -> Table:

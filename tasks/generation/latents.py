@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from huvr.data.images import finished_batches
@@ -130,6 +131,8 @@ class Latents(LightningDataModule):
             self.encoder.source, self.encoder.fingerprint, (side, side), self.source[1],
             self._store.statistics(self.shards), module.global_token,
         )  # fmt: skip
+        if not self.space.classes:
+            rank_zero_warn(f"{self.source[0].source}: no labels, so what is learned are pictures of no class in particular")
         if self.online:
             self.encoder.to(self.trainer.strategy.root_device)  # type: ignore[union-attr]
 

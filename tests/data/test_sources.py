@@ -36,17 +36,61 @@ def test_class_folders_label_their_images_by_name_and_alike_in_all_splits(tmp_pa
     assert (files(splits["val"]), splits["val"]["label"][:]) == (["004.png", "003.png"], [0, 2])
 
 
-def test_images_beside_class_folders_leave_all_unlabelled(tmp_path: Path) -> None:
-    write_folder(tmp_path / "cat", [0])
-    write_folder(tmp_path, [1])
+@pytest.mark.parametrize("stray", [1, 12])
+def test_images_beside_class_folders_leave_all_unlabelled(tmp_path: Path, stray: int, recwarn: pytest.WarningsRecorder) -> None:
+    write_folder(tmp_path / "cat", range(19))
+    write_folder(tmp_path, range(100, 100 + stray))
     assert open_splits(str(tmp_path))["train"].column_names == ["image"]
+    told = f"{tmp_path}: no labels, since of 20 images 1 lie in no class folder, such as 100.png"
+    assert [str(each.message) for each in recwarn] == ([told] if stray == 1 else [])
 
 
-@pytest.mark.parametrize("name", ["train-00000-of-00002.parquet", "train/part.parquet", "part.parquet", "trained.parquet"])
+@pytest.mark.parametrize(("train", "test"), [("Train", "VAL"), ("training", "testing"), ("TRAIN", "Validation")])
+def test_split_folders_are_known_by_other_names_too(tmp_path: Path, train: str, test: str) -> None:
+    write_folder(tmp_path / train / "cat", [0, 1])
+    write_folder(tmp_path / test / "cat", [2])
+    splits = open_splits(str(tmp_path))
+    assert [*splits] == ["train", {"testing": "test"}.get(test, test.lower())]
+    assert [len(table) for table in splits.values()] == [2, 1]
+
+
+def test_a_class_is_not_taken_for_a_split(tmp_path: Path) -> None:
+    for name in ("airplane", "bus", "train"):
+        write_folder(tmp_path / name, [0, 1])
+    with pytest.raises(HuvrError, match=r": is train a split, or a class as airplane, bus\? Name the folder of the split, "):
+        open_splits(str(tmp_path))
+
+
+def test_folders_beside_those_of_splits_are_named(tmp_path: Path) -> None:
+    for name in ("train", "val", "masks", ".thumbnails"):
+        write_folder(tmp_path / name, [0])
+    (tmp_path / "notes").mkdir()
+    with pytest.warns(UserWarning, match=r": the splits are train, val; passed over: masks$"):
+        assert [*open_splits(str(tmp_path))] == ["train", "val"]
+
+
+def test_two_folders_of_one_split_are_an_error(tmp_path: Path) -> None:
+    for name in ("train", "training"):
+        write_folder(tmp_path / name, [0])
+    with pytest.raises(HuvrError, match="train and training are both the split train: rename one"):
+        open_splits(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train-00000-of-00002.parquet",
+        "train/part.parquet",
+        "part.parquet",
+        "trained.parquet",
+        "imagenet1k-Train-00.parquet",
+        "contest.parquet",
+    ],
+)
 @pytest.mark.parametrize("streaming", [False, True])
 def test_parquet_files_are_split_by_their_name_or_folder(tmp_path: Path, name: str, streaming: bool) -> None:
     write_pack(tmp_path / name, [5, 6])
-    write_pack(tmp_path / "test.parquet", [7])
+    write_pack(tmp_path / "imagenet_testing_0.parquet", [7])
     splits = open_splits(str(tmp_path), streaming)
     assert {split: [row["label"] for row in table] for split, table in splits.items()} == {"train": [5, 6], "test": [7]}
     assert all(isinstance(table, IterableDataset) == streaming for table in splits.values())
@@ -98,6 +142,26 @@ def test_arrow_as_save_to_disk_leaves_it(tmp_path: Path) -> None:
     splits = open_splits(str(tmp_path / "set"))
     assert {split: len(table) for split, table in splits.items()} == {"train": 2, "validation": 1}
     assert splits["validation"][0]["image"]["bytes"] == flat_bytes(3)
+
+
+def texts(file: Path, labels: list[str]) -> None:
+    pq.write_table(pa.Table.from_pylist([{"image": {"bytes": b"", "path": ""}, "label": label} for label in labels]), file)
+
+
+def test_names_of_classes_become_their_numbers(tmp_path: Path) -> None:
+    texts(tmp_path / "train.parquet", ["dog", "cat", "dog", "cat"])
+    texts(tmp_path / "val.parquet", ["cow", "cat"])
+    splits = open_splits(str(tmp_path))
+    assert splits["val"].features["label"].names == ["cat", "cow", "dog"]
+    assert [table["label"][:] for table in splits.values()] == [[2, 0, 2, 0], [1, 0]]
+    with pytest.warns(UserWarning, match="no labels, since those of a stream must be numbers"):
+        assert open_splits(str(tmp_path), streaming=True)["val"].column_names == ["image"]
+
+
+def test_captions_are_no_classes(tmp_path: Path) -> None:
+    texts(tmp_path / "train.parquet", ["a dog", "a cat", "a dog"])
+    with pytest.warns(UserWarning, match="no labels, since hardly two rows have the same text in the column label"):
+        assert open_splits(str(tmp_path))["train"].column_names == ["image"]
 
 
 @pytest.mark.parametrize("labels", [["cat", "dog"], [0.5, 1.0], [{"bytes": b"", "path": ""}] * 2], ids=["text", "float", "mask"])

@@ -142,7 +142,8 @@ def test_images_without_labels_make_an_unconditional_generator(learn: Learn, pic
     flat.mkdir()
     for number, path in enumerate(sorted((pictures / "train").rglob("*.png"))):
         shutil.copy(path, flat / f"{number:02d}.png")
-    module, data = learn(flat)
+    with pytest.warns(UserWarning, match="no labels, so what is learned are pictures of no class in particular"):
+        module, data = learn(flat)
     assert data.space.classes == []
     assert module.net.embed_label is None
 
