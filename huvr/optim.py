@@ -72,9 +72,18 @@ def go_on_with(module: LightningModule, lr: float, **options: Any) -> None:
         module: one optimiser, and at most one schedule, a LambdaLR.
         lr: learning rate, the schedule's peak where there is one.
         options: of each group of parameters, such as the weight decay.
+
+    Raises:
+        HuvrError: for the checkpoint of a training by another optimizer.
     """
     optimizer, schedule = module.optimizers(use_pl_optimizer=False), module.lr_schedulers()
     assert isinstance(optimizer, Optimizer)
+    # the groups are those of the checkpoint
+    if other := optimizer.param_groups[0].keys() - optimizer.defaults.keys() - {"params", "initial_lr"}:
+        raise HuvrError(
+            f"ckpt_path: the state of another optimizer than {type(optimizer).__name__}, with {', '.join(sorted(other))}: "
+            "go on with the one that it was trained by"
+        )
     if schedule is not None:
         assert isinstance(schedule, LambdaLR)
         schedule.base_lrs = [lr] * len(optimizer.param_groups)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -119,6 +120,15 @@ class LastCheckpoint(ModelCheckpoint):
         self._step = trainer.global_step
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._ask)  # in the place of Lightning's, which puts back what was before
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Averaged weights are not trained on by the moments of those that they are an average of."""
+        averaged = any(isinstance(each, WeightAveraging) for each in trainer.callbacks)  # type: ignore[attr-defined]
+        if "current_model_state" in checkpoint and trainer.state.fn == TrainerFn.FITTING and not averaged:
+            raise HuvrError(
+                "ckpt_path: the checkpoint keeps averaged weights: go on with the callback that averages, such as "
+                "EMAWeightAveraging, under trainer.callbacks"
+            )
 
     def _ask(self, *_: Any) -> None:
         self._asked = True

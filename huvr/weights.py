@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from huvr.errors import HuvrError
@@ -70,7 +71,8 @@ def load(source: str | Path = SHIPPED, device: str = "cpu") -> HUVR:
     Raises:
         HuvrError: for a source that is none of these, damaged, or of a network that is not supported.
     """
-    model = _open(locate(source))
+    with torch.inference_mode(False):  # weights made under it could never be descended through
+        model = _open(locate(source))
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:

@@ -15,6 +15,7 @@ from huvr.data.loader import Batch, images_of
 from huvr.data.samples import seed_of
 from huvr.errors import HuvrError
 from huvr.hypernets.masking import Masking, MaskKind, hide, masked_psnr
+from huvr.hypernets.patchwise import PatchwiseHUVR
 from huvr.hypernets.weights import load
 from huvr.metrics import PSNR_MOST, psnr
 
@@ -61,6 +62,7 @@ class MINR(LightningModule):
         self.details: dict[str, object] = {}
 
     def on_test_start(self) -> None:
+        self.details["tokens"] = "tintok" if isinstance(self.net, PatchwiseHUVR) else f"parameters of {type(self.net).__name__}"
         self.details["data"] = self.trainer.datamodule.described()  # type: ignore[attr-defined]
         self.seen_images = [0, 0]
 

@@ -16,12 +16,14 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
 from huvr.cli import main
 from huvr.commands.calm import worth_reading
+from huvr.commands.training import TrainingCLI
 from huvr.errors import HuvrError
 from huvr.model import HUVRConfig
 
@@ -386,6 +388,18 @@ def test_two_trainings_do_not_share_a_run_folder(folder: Path, capsys: pytest.Ca
         assert "run folder runs/tiny: another training is at work there" in capsys.readouterr().err
         other.communicate("\n")
     assert main(["fit", "--config", "tiny.yaml"]) == 0
+
+
+def test_averages_lie_where_the_weights_are_trained(folder: Path) -> None:
+    cli = TrainingCLI("fit", ["--config", "tiny.yaml", "--trainer.callbacks", "EMAWeightAveraging"])
+    (average,) = (each for each in cli.trainer.callbacks if isinstance(each, EMAWeightAveraging))
+    assert average._device == cli.trainer.strategy.root_device
+
+
+def test_a_metric_that_nobody_logs_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stop = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/psnrr"]
+    assert main(["fit", "--config", "tiny.yaml", *stop, "--trainer.callbacks.check_on_train_epoch_end", "true"]) == 2
+    assert "trainer.callbacks: Early stopping conditioned on metric `val/psnrr` which is not" in capsys.readouterr().err
 
 
 def test_a_run_without_a_config_is_named_after_the_verb(folder: Path) -> None:

@@ -45,6 +45,25 @@ def test_a_file_is_replaced_and_kept_where_that_fails(tmp_path: Path) -> None:
     assert everything(tmp_path) == ["file.txt"]
 
 
+def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    real, link = tmp_path / "elsewhere" / "real.txt", tmp_path / "link.txt"
+    real.parent.mkdir()
+    real.write_text("old")
+    link.symlink_to(real)
+    with whole(link) as temporary:
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for target in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(HuvrError, match=f"cannot write {target}: it is neither a file nor a folder"), whole(target):
+            pass
+    assert (tmp_path / "pipe").is_fifo()
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError()])
 @pytest.mark.parametrize("directory", [False, True])
 def test_nothing_remains_of_a_failure(tmp_path: Path, error: BaseException, directory: bool) -> None:

@@ -70,6 +70,20 @@ def test_numbers_of_other_images_are_refused() -> None:
         refined(linear, [START], TARGETS[:1], 3)
 
 
+def test_tintoks_of_images_of_another_size_are_refused() -> None:
+    model = tiny("PatchwiseHUVR").net.eval()
+    tintoks = model.compress(model.encode(pictures(2, 24)))
+    with pytest.raises(HuvrError, match=r"refine: images of 12x12 have a grid of \(\d, \d\), these TinToks one of \(\d, \d\)"):
+        model.refine(tintoks, pictures(2, 12), 3)
+
+
+def test_a_network_that_was_loaded_under_inference_mode_is_refined() -> None:
+    with torch.inference_mode():
+        model = huvr.load()
+    images = torch.rand(1, 3, 32, 32)
+    model.refine(model.compress(model.encode(images)), images, 1)
+
+
 def test_a_network_in_half_precision_is_refined_in_it() -> None:
     net, images = tiny("PatchwiseHUVR").eval().bfloat16(), pictures(2, 21)
     parameters = net.encode(images.bfloat16())

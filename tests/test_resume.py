@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from huvr.data import Images
+from huvr.errors import HuvrError
 from huvr.model import HUVRConfig
 from huvr.optim import OptimizerName, warmup_cosine
 from huvr.pretrain import Pretraining
@@ -259,6 +260,24 @@ def test_a_resumed_run_follows_the_options_it_is_given(photos: Path, tmp_path: P
     assert (group["initial_lr"], group["weight_decay"], group["betas"]) == (peak, 0.5, (0.8, 0.99))
     assert group["lr"] == peak * warmup_cosine(10, 2 * 4, 0.1 * 2 * 4, 1e-7 / peak)
     assert checkpoint["lr_schedulers"][0]["base_lrs"] == [peak]
+
+
+def test_another_optimizer_does_not_go_on(photos: Path, tmp_path: Path) -> None:
+    for first, then, missing in (("adamw", "muon", "PortableMuon, without "), ("muon", "adamw", "AdamW, without ")):
+        train(photos, tmp_path / first, 0, optimizer=first, trainer={"max_steps": 2})
+        with pytest.raises(HuvrError, match=f"ckpt_path: the state of another optimizer than {missing}.*: go on with the one"):
+            train(photos, tmp_path / "other", 0, optimizer=then, resume=tmp_path / first / "step=2.ckpt")
+
+
+def test_training_does_not_go_on_with_averaged_weights(photos: Path, tmp_path: Path) -> None:
+    train(photos, tmp_path / "first", 0, trainer={"max_steps": 2})
+    plain = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, callbacks=[LastCheckpoint()], max_epochs=2)
+    data = Images(str(photos), size=32, batch_size=2, workers=0)
+    with pytest.raises(
+        HuvrError, match="ckpt_path: the checkpoint keeps averaged weights: go on with the callback that averages"
+    ):
+        plain.fit(Pretraining(TINY), data, ckpt_path=tmp_path / "first" / "step=2.ckpt")
+    plain.validate(Pretraining(TINY), data, ckpt_path=tmp_path / "first" / "step=2.ckpt", verbose=False)
 
 
 def test_a_run_with_echoes_resumes_among_them_and_its_teacher_looks_once(

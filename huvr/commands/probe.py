@@ -20,13 +20,14 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -36,9 +37,9 @@ from huvr.commands import tasks
 from huvr.commands.arguments import read_yaml
 from huvr.commands.calm import calm
 from huvr.commands.checkpoints import find_checkpoint
-from huvr.commands.training import TrainingCLI, classes_named, plain_endings
+from huvr.commands.training import TrainingCLI, classes_named, only_one, plain_endings
 from huvr.errors import HuvrError
-from huvr.files import whole
+from huvr.files import read_json, whole
 
 USAGE = """\
 usage: huvr probe --task NAME [--encoder SOURCE] [--tokens KIND] [--config NAME] [--data.root FOLDER] [--KEY VALUE ...]
@@ -58,6 +59,7 @@ SHORT = {
     "root": "--data.root",
 }
 
+NOT_OF_THE_FIGURES = {"run", "ckpt_path", "data.workers", "data.cache", "trainer.default_root_dir"}
 # options that bear on no figure, or, those of the trainer, belong to a training that --ckpt_path auto is to go on with
 UNNAMED = re.compile(r"trainer(\..*)?|run|ckpt_path|data\.(workers|cache)")
 
@@ -79,7 +81,9 @@ def run(arguments: Sequence[str]) -> None:
     start = time.perf_counter()
     try:
         cli = ProbeCLI(entry, ["--run", run_folder(given, rest), *rest, *lengthened(given)])
-        metrics = measured(cli)
+        refuse_to_replace(cli)
+        with only_one(Path(cli.config.run), cli.trainer):
+            metrics = measured(cli)
     except MisconfigurationException as error:
         raise HuvrError(str(error)) from None
     if cli.trainer.is_global_zero:
@@ -153,6 +157,30 @@ class ProbeCLI(TrainingCLI):
     def classes_of(self, arguments: Sequence[str]) -> dict[str, str]:
         data = {"data": "huvr.tasks.features.Features"}
         return data | classes_named(arguments) | {"model": f"{self.entry.module}.{self.entry.attr}"}
+
+
+def refuse_to_replace(cli: ProbeCLI) -> None:
+    """Raise a HuvrError where the run folder holds the record of a probe with other options that this one does not go on with."""
+    path = Path(cli.config.run) / "record.json"
+    if cli.config.ckpt_path is not None or not path.exists():
+        return
+    now = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    before, now = (dict(options(config)) for config in (read_json(path).get("config", {}), now))
+    names = (before.keys() | now.keys()) - NOT_OF_THE_FIGURES
+    if other := sorted(name for name in names if before.get(name) != now.get(name)):
+        raise HuvrError(
+            f"run folder {cli.config.run} holds the record of a probe with another {other[0]} ({before.get(other[0])}): "
+            "--ckpt_path auto goes on with it; to keep both choose another --run, or remove it"
+        )
+
+
+def options(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The options of a config with their values: ``data.crop``, 32."""
+    if isinstance(config, dict) and config:
+        for key, value in config.items():
+            yield from options(value, f"{name}.{key}".removeprefix(".").removesuffix(".init_args"))
+    else:
+        yield name, config
 
 
 def measured(cli: ProbeCLI) -> dict[str, float]:

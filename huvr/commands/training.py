@@ -36,7 +36,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar, ThroughputMonitor
+from lightning.pytorch.callbacks import ProgressBar, ThroughputMonitor, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
@@ -130,6 +130,8 @@ def plain_endings(trainer: Trainer, checkpoint: Path | None) -> Iterator[None]:
             raise
         raise HuvrError(f"trainer: {error}") from None
     except RuntimeError as error:
+        if str(error).startswith("Early stopping conditioned on metric"):
+            raise HuvrError(f"trainer.callbacks: {error}") from None
         # torch notices at any point of a step, and may then fail at clearing up
         if death := next(
             (str(each) for each in (error, error.__context__) if str(each).startswith("DataLoader worker (pid")), None
@@ -251,6 +253,11 @@ class TrainingCLI(LightningCLI):
         if not any(isinstance(each, CheckpointIO) for each in plugins):
             config["plugins"] = [*plugins, WholeCheckpoints()]
         try:
-            return super()._instantiate_trainer(config, callbacks)
+            trainer = super()._instantiate_trainer(config, callbacks)
         except (TypeError, ValueError) as error:  # what Lightning raises for devices and accelerators that are none
             raise HuvrError(f"trainer: {error}") from error
+        for each in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(each, WeightAveraging) and each._device is None:
+                # Lightning takes that of the weights, before they go to the GPU: each step would bring all of them back.
+                each._device = trainer.strategy.root_device
+        return trainer

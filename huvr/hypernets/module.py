@@ -17,7 +17,7 @@ from huvr.hypernets.coordinates import Jitter, jittered, pixel_centres
 from huvr.hypernets.interface import HyperINR
 from huvr.hypernets.masking import MaskedModule, Masking, masked_psnr
 from huvr.hypernets.weights import described
-from huvr.metrics import psnr
+from huvr.metrics import PSNR_MOST, psnr
 from huvr.optim import OptimizerName, go_on_with, make_optimizer, scheduled, training_steps, warmup_cosine
 from huvr.pretrain import PICTURED
 from huvr.weights import HYPERNET_KEY, refuse_other
@@ -128,7 +128,8 @@ class HyperNetwork(MaskedModule):
         """Log the mean PSNR over all images of the set; with masking that of hidden pixels too."""
         seen, mask = self.seen(images, stage, batch_idx)
         painted = self.net.reconstruct(seen, mask=mask)
-        values = {"psnr": psnr(painted, images)}
+        # what is not hidden may be given back unchanged
+        values = {"psnr": psnr(painted, images).clamp_max(PSNR_MOST)}
         if mask is not None:
             hidden = masked_psnr(painted, images, mask)
             values["psnr_hidden"] = hidden[~hidden.isnan()]  # an image without hidden pixels has none

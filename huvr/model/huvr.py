@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -107,6 +108,13 @@ def check_images(images: Tensor) -> None:
         raise HuvrError(f"images of {images.dtype}: expected floating-point numbers in [0, 1]")
 
 
+def warn_of_range(images: Tensor) -> None:
+    """A warning for images that are bytes made floats, or normalised: no filter for photographs leaves [0, 1] that far."""
+    low, high = images.amin().item(), images.amax().item()
+    if low < -0.5 or high > 1.5:
+        warnings.warn(f"images from {low:.3g} to {high:.3g}: expected numbers in [0, 1], not normalised", stacklevel=3)
+
+
 def check_tokens(tokens: Tokens, verb: str, kind: str, dim: int) -> None:
     """Raises HuvrError unless they are what ``verb`` takes: tokens of ``dim`` numbers."""
     if not isinstance(tokens, Tokens):
@@ -151,6 +159,8 @@ class HUVR(nn.Module):
     def encode(self, images: Tensor) -> Tokens:
         """Images ``(B, 3, H, W)`` of any size to standard tokens; the grid covers the image, its edge repeated where needed."""
         check_images(images)
+        if not (self.training or torch.compiler.is_compiling()):
+            warn_of_range(images)
         down, right = (-side % self.patch for side in images.shape[-2:])
         return self.encoder(F.pad(images, (0, right, 0, down), mode="replicate") if down or right else images)
 
@@ -183,6 +193,7 @@ class HUVR(nn.Module):
         height, width = size or limit
         if not (0 < height <= limit[0] and 0 < width <= limit[1]):
             raise HuvrError(f"size {height}x{width}: this grid of tokens covers 1x1 to {limit[0]}x{limit[1]} pixels")
+        scale = int(scale)
         shifts = [(index + 0.5) / scale - 0.5 for index in range(scale)]
         phases = torch.stack([self.paint(tokens, (dy, dx)) for dy in shifts for dx in shifts], dim=2)
         return F.pixel_shuffle(phases.flatten(1, 2), scale)[..., : scale * height, : scale * width]
@@ -193,8 +204,9 @@ class HUVR(nn.Module):
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """The whole chain: ``(B, 3, H, W)`` to ``(B, 3, H, W)``."""
+        decoded = self.expand(self.compress(self.encode(images)))
         height, width = images.shape[-2:]
-        return self.render(self.expand(self.compress(self.encode(images))), size=(height, width))
+        return self.render(decoded, size=(height, width))
 
     def refine(self, tintoks: Tokens, images: Tensor, steps: int) -> Tokens:
         """TinToks from which their images ``(B, 3, H, W)`` are drawn better, see :func:`huvr.refine.refined`.
@@ -204,6 +216,8 @@ class HUVR(nn.Module):
         check_images(images)
         check_tokens(tintoks, "refine", "TinToks", self.config.tintok_dim)
         (height, width), precision = images.shape[-2:], self.inr.to_pixels.weight.dtype
+        if (grid := (-(-height // self.patch), -(-width // self.patch))) != tintoks.grid:
+            raise HuvrError(f"refine: images of {height}x{width} have a grid of {grid}, these TinToks one of {tintoks.grid}")
 
         def draw(patches: Tensor) -> Tensor:
             cls = tintoks.cls.to(precision, copy=True)  # an inference tensor would let no gradient pass

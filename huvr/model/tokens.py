@@ -11,7 +11,7 @@ from torch import Tensor
 from huvr.errors import HuvrError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to one answer
 class Tokens:
     """Tokens of a batch of images; standard tokens, TinToks and decoder tokens alike.
 

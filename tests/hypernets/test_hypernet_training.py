@@ -150,6 +150,14 @@ def test_masks_are_new_at_each_access_and_the_same_in_a_second_run() -> None:
     assert len({each.numpy().tobytes() for each in drawn}) == len(drawn) == 2 * (4 + 2)
 
 
+def test_what_is_given_back_unchanged_leaves_the_mean_finite() -> None:
+    module = HyperNetwork(tiny("MAE"), Masking(0.5, 2))
+    module.net.reconstruct = lambda seen, mask: seen  # type: ignore[method-assign]
+    module.seen = lambda images, stage, batch_idx: (images, torch.zeros_like(images[:, :1], dtype=torch.bool))  # type: ignore[method-assign]
+    (found,) = trainer(1).validate(module, loader(), verbose=False)
+    assert found["val/psnr"] == 100
+
+
 @pytest.mark.parametrize("name", ["TransINR", "GINR"])
 def test_the_loss_of_masked_training_is_that_of_all_pixels_of_the_whole_image(name: str) -> None:
     class Remembers(HyperNetwork):

@@ -109,6 +109,8 @@ def test_images_of_a_wrong_shape(model: HUVR, shape: tuple[int, ...]) -> None:
 def test_what_is_no_tensor_and_tokens_of_another_kind(model: HUVR) -> None:
     with pytest.raises(HuvrError, match=r"images of type str: expected a tensor \(B, 3, H, W\) in \[0, 1\]"):
         model.encode("photo.jpg")  # type: ignore[arg-type]
+    with pytest.raises(HuvrError, match=r"images of type str: expected a tensor"):
+        model.reconstruct("photo.jpg")  # type: ignore[arg-type]
     tokens = model.encode(torch.rand(1, 3, 16, 24))
     with pytest.raises(HuvrError, match="tokens of 48 numbers: expand takes TinToks, of 6"):
         model.expand(tokens)
@@ -122,6 +124,25 @@ def test_what_is_no_tensor_and_tokens_of_another_kind(model: HUVR) -> None:
         model.refine(tokens, torch.rand(1, 3, 16, 24), 1)
     with pytest.raises(HuvrError, match="preset tiny: no field foo; choose among image_size, patch"):
         HUVR.preset("tiny", foo=3)
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(255, 0), (1 / 0.22, -0.45)])
+def test_images_out_of_range_are_told(model: HUVR, factor: float, shift: float, recwarn: pytest.WarningsRecorder) -> None:
+    """Bytes as floats, and images that are normalised; the overshoots of an enlarged photograph are none."""
+    images = torch.rand(2, 3, 16, 24)
+    model.encode(1.2 * images - 0.1)
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"images from \S+ to \S+: expected numbers in \[0, 1\], not normalised"):
+        model.encode((images + shift) * factor)
+
+
+def test_a_scale_may_be_a_float(model: HUVR, decoded: Tokens) -> None:
+    assert torch.equal(model.render(decoded, scale=2.0), model.render(decoded, scale=2))  # type: ignore[arg-type]
+
+
+def test_tokens_compare(model: HUVR, decoded: Tokens) -> None:
+    assert decoded == decoded
+    assert decoded != model.encode(torch.rand(1, 3, 16, 16))
 
 
 def test_bytes_are_refused(model: HUVR) -> None:

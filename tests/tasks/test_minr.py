@@ -89,6 +89,7 @@ def test_figures_are_those_of_a_plain_loop_whatever_the_batch(
                 assert record["metrics"][f"{prefix}psnr_{kind}_{name}"] == pytest.approx(whole, abs=1e-3)
                 assert record["metrics"][f"{prefix}hidden_{kind}_{name}"] == pytest.approx(hidden, abs=1e-3)
     assert record["bytes_per_image"] == 2 * (1 + 9) * 8  # TinToks of 3 × 3 patches and the global one, in fp16
+    assert record["tokens"] == "tintok"
     assert record["data"] == {"test": f"{folders[0]}, middle 24", "other": f"{folders[1]}, middle 24"}
 
 

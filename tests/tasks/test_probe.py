@@ -175,6 +175,38 @@ def test_probes_that_are_trained_go_on_and_refuse_other_checkpoints(
     assert message == f"ckpt_path: trained on other tokens than {encoder} gives now; begin anew in another --run"
 
 
+def test_the_record_of_a_probe_with_other_options_is_not_replaced(
+    encoder: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe = ["probe", "--task", "logistic", "--encoder", encoder, *SMALL, "--trainer.max_epochs"]
+    assert main([*probe, "1"]) == main([*probe, "1", "--data.workers", "1"]) == 0
+    (run,) = Path("runs/probe").iterdir()
+    before = (run / "record.json").read_text()
+    holds = (
+        f"run folder {run} holds the record of a probe with another trainer.max_epochs (1): --ckpt_path auto goes on with it; "
+    )
+    assert error_of(capsys, *probe, "2").startswith(holds)
+    assert error_of(capsys, *probe, "1", "--tokens", "pca2", "--run", str(run)).startswith(
+        f"run folder {run} holds the record of a probe with another model.encoder.tokens (standard): "
+    )
+    assert (run / "record.json").read_text() == before
+    assert main([*probe, "2", "--ckpt_path", "auto"]) == 0
+    assert json.loads((run / "record.json").read_text())["config"]["trainer"]["max_epochs"] == 2
+
+
+def test_two_probes_do_not_share_a_run_folder(encoder: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    probe = ["probe", "--task", "logistic", "--encoder", encoder, *SMALL, "--run", "there"]
+    Path("there").mkdir()
+    held = (
+        "import fcntl, sys; file = open('there/.lock', 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print('held', flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert error_of(capsys, *probe) == "run folder there: another training is at work there; choose another --run"
+        other.communicate("\n")
+
+
 def test_a_config_changes_the_protocol_and_options_change_both(encoder: str, pictures: Path) -> None:
     Path("own.yaml").write_text("model: {init_args: {encoder: {source: other}, k: [2, 3]}}\nrun: there\n")
     assert main(["probe", "--task", "knn", "--encoder", encoder, *SMALL, "--config", "own.yaml"]) == 0
