@@ -42,14 +42,26 @@ def make_optimizer(
     """AdamW, as in the released recipe, or Muon (Jordan et al., 2024) for all weight matrices and NAdamW for the rest.
 
     AdamW is fused into one kernel. Muon's steps are scaled to the size of AdamW's (Moonlight, arXiv 2502.16982), so one
-    learning rate serves both.
+    learning rate serves both. Each refuses the state of the other.
     """
+    optimizer: Optimizer
     if name == "adamw":
-        adamw = AdamW(parameters, lr, betas, weight_decay=weight_decay, fused=True)
+        optimizer = AdamW(parameters, lr, betas, weight_decay=weight_decay, fused=True)
         # It could undo the loss scale of fp16 itself; then Lightning refuses to clip, in any mixed precision.
-        adamw._step_supports_amp_scaling = False
-        return adamw
-    return PortableMuon(parameters, lr, weight_decay, nesterov=True, betas=betas, adjust_lr_fn="match_rms_adamw")
+        optimizer._step_supports_amp_scaling = False
+    else:
+        optimizer = PortableMuon(parameters, lr, weight_decay, nesterov=True, betas=betas, adjust_lr_fn="match_rms_adamw")
+    optimizer.register_load_state_dict_pre_hook(refuse_other_state)
+    return optimizer
+
+
+def refuse_other_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Raises HuvrError for the state of another kind of optimizer, whose options ours does not know."""
+    if other := state["param_groups"][0].keys() - optimizer.defaults.keys() - {"params", "initial_lr", "param_names"}:
+        raise HuvrError(
+            f"ckpt_path: the state of another optimizer than {type(optimizer).__name__}, with {', '.join(sorted(other))}: "
+            "go on with the one that it was trained by"
+        )
 
 
 def training_steps(trainer: Trainer) -> int:
@@ -72,18 +84,9 @@ def go_on_with(module: LightningModule, lr: float, **options: Any) -> None:
         module: one optimiser, and at most one schedule, a LambdaLR.
         lr: learning rate, the schedule's peak where there is one.
         options: of each group of parameters, such as the weight decay.
-
-    Raises:
-        HuvrError: for the checkpoint of a training by another optimizer.
     """
     optimizer, schedule = module.optimizers(use_pl_optimizer=False), module.lr_schedulers()
     assert isinstance(optimizer, Optimizer)
-    # the groups are those of the checkpoint
-    if other := optimizer.param_groups[0].keys() - optimizer.defaults.keys() - {"params", "initial_lr"}:
-        raise HuvrError(
-            f"ckpt_path: the state of another optimizer than {type(optimizer).__name__}, with {', '.join(sorted(other))}: "
-            "go on with the one that it was trained by"
-        )
     if schedule is not None:
         assert isinstance(schedule, LambdaLR)
         schedule.base_lrs = [lr] * len(optimizer.param_groups)
