@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from huvr.data.images import Images
-from huvr.data.loader import Batch, Loader
+from huvr.data.loader import Batch, Loader, share_of
 from huvr.data.samples import Rows
 from huvr.data.transforms import centre_crop
 from huvr.errors import HuvrError
@@ -118,7 +118,7 @@ class Augmented(Images):
 
     def _middles(self, images: Middles, rank: tuple[int, int]) -> Loader:
         """One rank's share; unlike DistributedSampler's, no image is in two of them."""
-        mine = range(rank[0], len(images), rank[1])
+        mine = share_of(len(images), *rank)
         return Loader(DataLoader(images, self.batch_size, sampler=mine, num_workers=self.workers, collate_fn=readable))
 
 

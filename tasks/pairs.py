@@ -17,20 +17,18 @@ What happens to a pair on its way:
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from huvr.data.images import finished_batches
-from huvr.data.loader import Batch, Draws, Loader, TrainLoader, collate, images_of, workers_of
+from huvr.data.loader import Batch, Draws, Loader, TrainLoader, collate, images_of, share_of, workers_of
+from huvr.data.module import ResumableData
 from huvr.data.reading import read_image
 from huvr.data.samples import Draw, Sample, evenly
 from huvr.errors import HuvrError
@@ -108,7 +106,7 @@ class TestPairs(Dataset[Sample]):
         return sample(self.view(image), target, name)
 
 
-class Pairs(LightningDataModule):
+class Pairs(ResumableData):
     """Images with a target per pixel, augmented in training, whole in tests.
 
     Order and views of training follow from ``seed`` alone, not from the number of workers or ranks, and training resumes
@@ -158,8 +156,6 @@ class Pairs(LightningDataModule):
         self.batch_size, self.seed = batch_size, seed
         self.workers = workers_of(workers)
         self.rows: dict[str, PairRows] = {}
-        self._loader: TrainLoader | None = None
-        self._resume: dict[str, int] = {}
 
     def setup(self, stage: str | None = None) -> None:
         if self.rows:
@@ -176,25 +172,19 @@ class Pairs(LightningDataModule):
                 shown = self._whole("train", evenly(len(self.rows["train"]), FITTED), persistent_workers=False)
                 encoder.fit(encoder.look(images_of(batch)) for batch in shown)
 
-    @property
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
     def train_dataloader(self) -> TrainLoader:
         """One epoch of complete batches; where the images fill not even one, some come twice."""
         rank, world = self._rank
         pairs = TrainPairs(self.rows["train"], self.train_view)
         epoch_size = max(len(pairs.rows), self.batch_size * world)
         draws = Draws(len(pairs.rows), epoch_size, [(0, 0)], self.batch_size, self.seed, rank, world)  # the view decides on sizes
-        finished = partial(finished_batches, self.trainer) if self.trainer else None
         batches = self._batches(pairs, self.batch_size, sampler=draws, drop_last=True)
-        self._loader = TrainLoader(batches, draws, epoch_size // (self.batch_size * world), self._resume, finished)
-        return self._loader
+        return self.resumable(batches, draws, epoch_size // (self.batch_size * world))
 
     def val_dataloader(self) -> Loader:
         """The images to be measured on, those of this rank."""
         rank, world = self._rank
-        return self._whole("test", np.arange(rank, len(self.rows["test"]), world))
+        return self._whole("test", np.array(share_of(len(self.rows["test"]), rank, world)))
 
     test_dataloader = val_dataloader
 
@@ -207,15 +197,6 @@ class Pairs(LightningDataModule):
         return DataLoader(
             pairs, size, num_workers=self.workers, collate_fn=together, pin_memory=torch.cuda.is_available(), **options
         )
-
-    def state_dict(self) -> dict[str, int]:
-        """The place in the epoch, for a checkpoint."""
-        return self._loader.state_dict() if self._loader else {}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Training goes on from there; tests of a checkpoint leave training alone."""
-        if self.trainer is None or self.trainer.training:
-            self._resume.update(state)
 
 
 def sample(image: Tensor, target: Tensor, name: str) -> Sample:

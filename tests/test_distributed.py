@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_network import TINY
 
 import huvr
-from huvr.data.loader import held_out_batches
+from huvr.data.loader import held_out_batches, share_of
 from huvr.errors import HuvrError
 from huvr.pretrain import Pretraining
 from huvr.sharding import shard
@@ -179,6 +179,12 @@ def test_held_out_images_are_looked_at_once_in_equally_many_batches(images: int,
     assert len({len(batches) for batches in ranks}) == 1
     assert all(1 <= len(batch) <= batch_size for batches in ranks for batch in batches)
     assert [len(batch) for batch in ranks[0][:-2]] == [batch_size] * (len(ranks[0]) - 2)
+
+
+def test_a_process_without_an_image_to_measure_on_is_told() -> None:
+    assert [[*share_of(5, rank, 2)] for rank in range(2)] == [[0, 2, 4], [1, 3]]
+    with pytest.raises(HuvrError, match=r"1 image\(s\) to measure on, fewer than the 2 processes: set trainer.devices 1 or less"):
+        share_of(1, 0, 2)
 
 
 @pytest.mark.parametrize(("images", "batch_size", "world"), [(2, 4, 3), (5, 1, 2)])

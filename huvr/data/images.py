@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
-from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from huvr.data import photos
 from huvr.data.folders import HELD_OUT_SPLITS
 from huvr.data.loader import ROUND, Batch, Draws, Loader, TrainLoader, collate, held_out_batches, workers_of
+from huvr.data.module import ResumableData
 from huvr.data.samples import HeldOutSet, Rows, TrainSet, seed_of
 from huvr.data.sources import Table, open_splits
 from huvr.data.stream import HeldOutStream, TrainStream, readable
@@ -24,7 +24,7 @@ from huvr.data.transforms import Crop, colour_jitter, training_view
 from huvr.errors import HuvrError
 
 
-class Images(LightningDataModule):
+class Images(ResumableData):
     """Images from any source.
 
     Batches are ``{"image": uint8 (B, 3, H, W), "label": int64 (B,) where the source has labels}``, with ``echoes`` also
@@ -105,8 +105,6 @@ class Images(LightningDataModule):
         self.train_rows: Rows | IterableDataset | None = None
         self.val_rows: Rows | IterableDataset | None = None
         self.test_rows: Rows | IterableDataset | None = None
-        self._loader: TrainLoader | None = None
-        self._resume: dict[str, int] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Open the source, decide what is held out, and see that both sides can be read."""
@@ -163,14 +161,6 @@ class Images(LightningDataModule):
         elif next(readable(rows, self.root), None) is None:
             raise HuvrError(f"{self.root}: no image is readable")
 
-    @property
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    @property
-    def _step(self) -> int:
-        return self.batch_size * self._rank[1]
-
     def train_dataloader(self) -> TrainLoader:
         """One epoch of complete training batches."""
         rank, world = self._rank
@@ -191,29 +181,9 @@ class Images(LightningDataModule):
             sampler = TrainStream(rows, self.sizes, self.view, self.batch_size, self.seed, rank, self.root)
             # A persistent worker would never hear of the next epoch.
             batches = self._batches(sampler, min(self.workers, rows.num_shards), persistent_workers=False)
-        finished = partial(finished_batches, self.trainer) if self.trainer else None
         # the batches that one step accumulates are all different
         together = max(ROUND, self.trainer.accumulate_grad_batches if self.trainer else 1)
-        self._loader = TrainLoader(batches, sampler, length, self._resume, finished, self.echoes, together)
-        return self._loader
-
-    def state_dict(self) -> dict[str, int]:
-        """The place in the epoch, for a checkpoint, and the images of a step.
-
-        Lightning saves the state of the loader too, but does not restore it when the trainer knew the loader before
-        the checkpoint, as it does when a schedule asks for the number of steps.
-        """
-        return self._loader.state_dict() | {"step": self._step} if self._loader else {}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Training goes on from there; validation and tests of a checkpoint leave training alone."""
-        if self.trainer is None or self.trainer.training:
-            if (step := state.get("step", self._step)) != self._step:
-                rank_zero_warn(
-                    f"steps of {self._step} images, of {step} in the checkpoint: the place in an epoch is counted in steps, so "
-                    "in the one that was broken off some images come twice or not at all"
-                )
-            self._resume.update({name: number for name, number in state.items() if name != "step"})
+        return self.resumable(batches, sampler, length, self.echoes, together)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Colours change here where the device is to do it: those of a batch alike whenever it comes or training resumes."""
@@ -267,8 +237,3 @@ class Images(LightningDataModule):
         if known is None:
             raise HuvrError(f"data root {self.root!r}: the length of this stream is not known: set epoch_size")
         return known.num_examples
-
-
-def finished_batches(trainer: Trainer) -> int:
-    """How many batches of its epoch the trainer has trained on."""
-    return trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]

@@ -95,6 +95,19 @@ def held_out_batches(images: int, batch_size: int, rank: int = 0, world: int = 1
     return [positions[start:end] for start, end in pairwise([*edges, mine])]
 
 
+def share_of(images: int, rank: int, world: int) -> range:
+    """Every ``world``-th image, for batches that one rank may have more of than another.
+
+    Raises:
+        HuvrError: where some rank would have none.
+    """
+    if images < world:
+        raise HuvrError(
+            f"{images} image(s) to measure on, fewer than the {world} processes: set trainer.devices {images} or less"
+        )
+    return range(rank, images, world)
+
+
 def collate(samples: list[Sample]) -> tuple[Batch, list[str]]:
     """A batch, and what is wrong with the images skipped on the way."""
     skipped = [reason for sample in samples for reason in sample.pop("skipped")]

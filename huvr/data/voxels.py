@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from huvr.data.loader import outlast
+from huvr.data.loader import Batch, Draws, Loader, TrainLoader, held_out_batches
+from huvr.data.module import ResumableData
+from huvr.data.samples import Draw
 from huvr.errors import HuvrError
 
 LEAST_SIDE = 16  # below, the thinnest solids could slip between the voxels
@@ -51,7 +52,7 @@ def solid(side: int, rng: np.random.Generator) -> Array:
 
 
 class SolidSet(Dataset):
-    """``count`` solids of a split; each follows from seed, split and its number alone."""
+    """``count`` solids of a split, by number or as training draws them; each follows from seed, split and its number alone."""
 
     def __init__(self, split: str, count: int, side: int, seed: int) -> None:
         self.split, self.count, self.side, self.seed = split, count, side, seed
@@ -59,12 +60,13 @@ class SolidSet(Dataset):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((self.seed, SPLITS[self.split], index))
+    def __getitem__(self, index: int | Draw) -> dict[str, Tensor]:
+        number = index.row if isinstance(index, Draw) else index
+        rng = np.random.default_rng((self.seed, SPLITS[self.split], number))
         return {"voxels": torch.from_numpy(solid(self.side, rng))[None].to(torch.uint8)}
 
 
-class Solids(LightningDataModule):
+class Solids(ResumableData):
     """Solids made by code, as batches ``{"voxels": uint8 (B, 1, side, side, side)}`` of 0 and 1.
 
     Args:
@@ -72,7 +74,7 @@ class Solids(LightningDataModule):
         train, validation: how many solids of each split.
         batch_size: solids per batch and device.
         workers: processes that make them, per device.
-        seed: of the solids; the order of training follows from the seed of the run.
+        seed: of the solids, and of their order in training.
 
     Raises:
         HuvrError: for numbers that make no sense.
@@ -90,15 +92,28 @@ class Solids(LightningDataModule):
         if batch_size > train:
             raise HuvrError(f"batch_size {batch_size} is more than the {train} solids to train on")
         self.sets = {name: SolidSet(name, count, side, seed) for name, count in (("train", train), ("validation", validation))}
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
 
-    def train_dataloader(self) -> DataLoader:
-        return self._batches("train", shuffle=True, drop_last=True)
+    def train_dataloader(self) -> TrainLoader:
+        """One epoch of complete batches."""
+        rank, world = self._rank
+        count = len(self.sets["train"])
+        if count < self._step:
+            raise HuvrError(f"batch_size {self.batch_size} on {world} device(s) is more than the {count} solids to train on")
+        draws = Draws(count, count, [(0, 0)], self.batch_size, self.seed, rank, world)
+        return self.resumable(self._batches("train", sampler=draws, drop_last=True), draws, count // self._step)
 
-    def val_dataloader(self) -> DataLoader:
-        return self._batches("validation")
+    def val_dataloader(self) -> Loader:
+        order = held_out_batches(len(self.sets["validation"]), self.batch_size, *self._rank)
+        return Loader(self._batches("validation", batch_size=1, batch_sampler=order))
 
     test_dataloader = predict_dataloader = val_dataloader
 
     def _batches(self, split: str, **options: Any) -> DataLoader:
-        return DataLoader(self.sets[split], self.batch_size, num_workers=self.workers, worker_init_fn=outlast, **options)
+        options = {"batch_size": self.batch_size} | options
+        return DataLoader(self.sets[split], num_workers=self.workers, collate_fn=readable, **options)
+
+
+def readable(solids: list[dict[str, Tensor]]) -> tuple[Batch, list[str]]:
+    """A batch, and nothing that would be wrong with it."""
+    return default_collate(solids), []

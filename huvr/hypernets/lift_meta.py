@@ -6,6 +6,8 @@ loss holds the gradient of each.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -57,10 +59,13 @@ def descend(model: LIFT, signals: Tensor, points: Points, second_order: bool, ma
     """
     c = model.config
     latents = tuple(signals.new_zeros(len(signals), cells**c.dims, count, requires_grad=True) for cells, count in c.latents)
+    # The gradient of a pixel goes by their number: in fp16 it would be lost. No gradient scaler sees that of the inner loop. A
+    # power of two rounds nothing.
+    scale = 2.0 ** round(math.log2(signals[0].numel()))
     for _ in range(c.inner_steps):
         loss, _ = objective(model, latents, signals, points, mask)
-        gradients = torch.autograd.grad(loss.sum(), latents, create_graph=second_order)
-        latents = tuple(z - c.inner_lr * gradient for z, gradient in zip(latents, gradients, strict=True))
+        gradients = torch.autograd.grad(scale * loss.sum(), latents, create_graph=second_order)
+        latents = tuple(z - c.inner_lr * (gradient / scale) for z, gradient in zip(latents, gradients, strict=True))
         if not second_order:
             latents = tuple(z.detach().requires_grad_() for z in latents)
     return latents

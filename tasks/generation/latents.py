@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from huvr.data.images import finished_batches
 from huvr.data.loader import Batch, Draws, TrainLoader, collate, images_of, workers_of
+from huvr.data.module import ResumableData
 from huvr.data.samples import Rows, TrainSet
 from huvr.data.sources import Table, open_splits
 from huvr.data.transforms import random_crop
@@ -26,7 +25,7 @@ from .shards import IMAGES, LatentSet, Store
 from .space import LatentSpace
 
 
-class Latents(LightningDataModule):
+class Latents(ResumableData):
     """Normalised TinToks of the frozen encoder that the generator names.
 
     Batches are ``{"latents": (B, N, d), "label": int64 (B,)}``. Computed once, plain and mirrored, they lie in ``cache``,
@@ -78,8 +77,6 @@ class Latents(LightningDataModule):
         self.workers = workers_of(workers)
         self.cache = cache
         self.space: LatentSpace | None = None
-        self._loader: TrainLoader | None = None
-        self._resume: dict[str, int] = {}
 
     @cached_property
     def encoder(self) -> Codec:
@@ -139,7 +136,7 @@ class Latents(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """One epoch of complete batches."""
         assert self.space is not None
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = self._rank
         dataset: Any = TrainSet(self.source[0], self.view) if self.online else LatentSet(self.shards, self.space)
         count = len(self.source[0] if self.online else self.shards)
         length = count // (self.batch_size * world)
@@ -151,9 +148,7 @@ class Latents(LightningDataModule):
             dataset, self.batch_size, sampler=sampler, drop_last=True, num_workers=self.workers, collate_fn=collate,
             pin_memory=torch.cuda.is_available(), persistent_workers=self.workers > 0,
         )  # fmt: skip
-        finished = partial(finished_batches, self.trainer) if self.trainer else None
-        self._loader = TrainLoader(batches, sampler, length, self._resume, finished)
-        return self._loader
+        return self.resumable(batches, sampler, length)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Encodes images on the device."""
@@ -162,13 +157,6 @@ class Latents(LightningDataModule):
         assert self.space is not None
         tokens = self.encoder.look(images_of(batch))
         return {"latents": self.space.normalise(tokens.sequence), "label": batch["label"]}
-
-    def state_dict(self) -> dict[str, int]:
-        """The place in the epoch, for a checkpoint; see ``huvr.data.Images``."""
-        return self._loader.state_dict() if self._loader else {}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._resume.update(state)
 
 
 def rows_of(table: Table, source: str, limit: int | None) -> tuple[Rows, list[str]]:

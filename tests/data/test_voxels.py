@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,6 +60,41 @@ def test_batches() -> None:
     assert held_out.shape == (3, 1, 16, 16, 16)
     assert held_out.dtype == torch.uint8
     assert held_out.unique().tolist() == [0, 1]
+
+
+def numbers(batches: Iterable[dict[str, torch.Tensor]]) -> list[list[int]]:
+    """Occupied voxels of each solid."""
+    return [batch["voxels"].flatten(1).sum(1).tolist() for batch in batches]
+
+
+def test_training_goes_on_in_the_middle_of_an_epoch_and_each_has_an_order_of_its_own() -> None:
+    def epoch(data: Solids, number: int) -> Iterable[dict[str, torch.Tensor]]:
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(number)
+        return loader
+
+    whole, broken, resumed = (Solids(side=16, train=9, batch_size=2) for _ in range(3))
+    first, second = (numbers(epoch(whole, number)) for number in (0, 1))
+    assert first != second
+    assert len({*sum(first, [])} | {*sum(second, [])}) <= 9
+    assert numbers(islice(epoch(broken, 1), 2)) == second[:2]
+    resumed.load_state_dict(broken.state_dict())
+    torch.manual_seed(5)  # nothing hangs on it
+    assert numbers(epoch(resumed, 1)) == second[2:]
+
+
+def test_two_processes_share_the_solids_and_measure_each_once() -> None:
+    ranks = []
+    for rank in range(2):
+        data = Solids(side=16, train=8, validation=5, batch_size=2)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, fit_loop=None)  # type: ignore[assignment]
+        ranks.append((numbers(data.train_dataloader()), numbers(data.val_dataloader())))
+    alone = Solids(side=16, train=8, validation=5, batch_size=4)
+    (first, measured), (second, too) = ranks
+    assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == [
+        sorted(each) for each in numbers(alone.train_dataloader())
+    ]
+    assert sorted(sum(measured + too, [])) == sorted(sum(numbers(alone.val_dataloader()), []))
 
 
 @pytest.mark.parametrize("changes", [{"side": 15}, {"train": 0}, {"batch_size": 0}, {"workers": -1}, {"seed": -1}])

@@ -91,6 +91,18 @@ def test_only_visible_pixels_have_a_say_in_the_latents() -> None:
     torch.testing.assert_close(second_order, found)
 
 
+def test_half_precision_finds_the_latents_of_large_signals() -> None:
+    """The error of one voxel of many is too small a number for fp16, as its own gradient is."""
+    torch.manual_seed(0)
+    model = LIFT(LIFTConfig(dims=3, channels=1, latents=((1, 8), (2, 8)), inner_steps=1))
+    signals = (torch.rand(1, 1, 32, 32, 32) > 0.7).float()
+    exact = find_latents(model, signals)
+    with torch.autocast("cpu", torch.float16):
+        found = find_latents(model, signals)
+    for level, expected in zip(found, exact, strict=True):
+        assert (level - expected).norm() < 0.01 * expected.norm()
+
+
 def meta_loss(model: LIFT, second_order: bool) -> Tensor:
     signals = images(2)
     points = points_of(model, signals)

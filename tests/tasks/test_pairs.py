@@ -255,6 +255,13 @@ def test_training_goes_on_in_the_middle_of_an_epoch(folder: str) -> None:
     assert same(epoch(resumed.train_dataloader(), 1), expected[2:])
 
 
+def test_a_step_of_other_size_is_told(folder: str) -> None:
+    broken, resumed = opened(batch_size=1), opened(batch_size=2)
+    list(islice(broken.train_dataloader(), 2))
+    with pytest.warns(UserWarning, match="steps of 2 images, of 1 in the checkpoint"):
+        resumed.load_state_dict(broken.state_dict())
+
+
 # ---- with a task
 
 
