@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,9 +62,13 @@ def test_batches() -> None:
     assert held_out.unique().tolist() == [0, 1]
 
 
-def numbers(batches: Iterable[dict[str, torch.Tensor]]) -> list[list[int]]:
-    """Occupied voxels of each solid."""
-    return [batch["voxels"].flatten(1).sum(1).tolist() for batch in batches]
+def volumes(batches: Iterable[dict[str, torch.Tensor]]) -> list[tuple[int, ...]]:
+    """Occupied voxels of the solids of each batch."""
+    return [tuple(batch["voxels"].flatten(1).sum(1).tolist()) for batch in batches]
+
+
+def together(*batches: tuple[int, ...]) -> list[int]:
+    return sorted(chain(*batches))
 
 
 def test_training_goes_on_in_the_middle_of_an_epoch_and_each_has_an_order_of_its_own() -> None:
@@ -74,13 +78,13 @@ def test_training_goes_on_in_the_middle_of_an_epoch_and_each_has_an_order_of_its
         return loader
 
     whole, broken, resumed = (Solids(side=16, train=9, batch_size=2) for _ in range(3))
-    first, second = (numbers(epoch(whole, number)) for number in (0, 1))
+    first, second = (volumes(epoch(whole, number)) for number in (0, 1))
     assert first != second
-    assert len({*sum(first, [])} | {*sum(second, [])}) <= 9
-    assert numbers(islice(epoch(broken, 1), 2)) == second[:2]
+    assert len({*chain(*first, *second)}) <= 9
+    assert volumes(islice(epoch(broken, 1), 2)) == second[:2]
     resumed.load_state_dict(broken.state_dict())
     torch.manual_seed(5)  # nothing hangs on it
-    assert numbers(epoch(resumed, 1)) == second[2:]
+    assert volumes(epoch(resumed, 1)) == second[2:]
 
 
 def test_two_processes_share_the_solids_and_measure_each_once() -> None:
@@ -88,13 +92,12 @@ def test_two_processes_share_the_solids_and_measure_each_once() -> None:
     for rank in range(2):
         data = Solids(side=16, train=8, validation=5, batch_size=2)
         data.trainer = SimpleNamespace(global_rank=rank, world_size=2, fit_loop=None)  # type: ignore[assignment]
-        ranks.append((numbers(data.train_dataloader()), numbers(data.val_dataloader())))
+        ranks.append((volumes(data.train_dataloader()), volumes(data.val_dataloader())))
     alone = Solids(side=16, train=8, validation=5, batch_size=4)
     (first, measured), (second, too) = ranks
-    assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == [
-        sorted(each) for each in numbers(alone.train_dataloader())
-    ]
-    assert sorted(sum(measured + too, [])) == sorted(sum(numbers(alone.val_dataloader()), []))
+    steps = [together(*pair) for pair in zip(first, second, strict=True)]
+    assert steps == [together(each) for each in volumes(alone.train_dataloader())]
+    assert together(*measured, *too) == together(*volumes(alone.val_dataloader()))
 
 
 @pytest.mark.parametrize("changes", [{"side": 15}, {"train": 0}, {"batch_size": 0}, {"workers": -1}, {"seed": -1}])
