@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 
 from huvr.data.loader import Batch, images_of
 from huvr.errors import HuvrError
-from huvr.losses import LossWeights, LPIPSLoss, distillation_loss, koleo_loss, log_pixel_loss, pixel_loss, ssim_loss
+from huvr.losses import LossWeights, LPIPSLoss, LPIPSNet, distillation_loss, koleo_loss, log_pixel_loss, pixel_loss, ssim_loss
 from huvr.metrics import psnr, ssim
 from huvr.model import HUVR, HUVRConfig, Tokens
 from huvr.optim import OptimizerName, go_on_with, make_optimizer, scheduled, training_steps, warmup_cosine
@@ -88,7 +88,7 @@ class Pretraining(LightningModule):
         koleo_over: Literal["device", "step"] = "device",
         phase_jitter: float = 0.0,
         seed: int = 0,
-        lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg",
+        lpips_net: LPIPSNet = "vgg",
         lpips_trunk: str | None = None,
         pictures_every: int = 1000,
         encoder_weights: str | None = None,

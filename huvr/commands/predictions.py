@@ -46,4 +46,4 @@ class PictureWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            print(f"pictures: {self.folder}")
+            print(f"pictures of the held-out images: {self.folder}")

@@ -10,6 +10,7 @@ import torch
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
@@ -207,6 +208,8 @@ class Images(ResumableData):
     def _held_out_loader(self, rows: Rows | IterableDataset | None) -> Loader | list[Loader]:
         rank, world = self._rank
         if rows is None:
+            if self.trainer and self.trainer.state.fn != TrainerFn.FITTING:
+                raise HuvrError(f"data root {self.root!r}: nothing is held out to look at: set held_out, val_split or test_split")
             return []
         if isinstance(rows, Rows):
             order = held_out_batches(len(rows), self.batch_size, rank, world)

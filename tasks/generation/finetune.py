@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from huvr.data.loader import Batch, images_of
 from huvr.data.samples import Rows, seed_of
 from huvr.data.transforms import centre_crop
 from huvr.errors import HuvrError
-from huvr.losses import LossWeights, PaintingWeights
+from huvr.losses import LossWeights, LPIPSNet, PaintingWeights
 from huvr.model.tokens import Tokens
 from huvr.optim import OptimizerName
 from huvr.pretrain import Pretraining
@@ -58,7 +58,7 @@ class DecoderFinetuning(Pretraining):
         betas: tuple[float, float] = (0.9, 0.95),
         phase_jitter: float = 0.0,
         seed: int = 0,
-        lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg",
+        lpips_net: LPIPSNet = "vgg",
         lpips_trunk: str | None = None,
         pictures_every: int = 1000,
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from known_images import numbers, write_folder, write_pack, write_tar
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from huvr.data import Images, stream
@@ -111,6 +113,14 @@ def test_a_webdataset_shard_that_is_cut_off_stops_the_stream_in_one_line(tmp_pat
     os.truncate(tmp_path / "train-1.tar", 5000)  # in the midst of it
     with pytest.raises(HuvrError, match=rf"^{tmp_path}: a shard of this stream cannot be read \(.*\)$"):
         epoch(data)
+
+
+def test_where_nothing_is_held_out_there_is_nothing_to_look_at(tmp_path: Path) -> None:
+    data = images(write_folder(tmp_path / "photos", range(4)), held_out=0)
+    for fn, refused in ((TrainerFn.FITTING, False), (TrainerFn.PREDICTING, True), (TrainerFn.TESTING, True)):
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1, state=SimpleNamespace(fn=fn))  # type: ignore[assignment]
+        with pytest.raises(HuvrError, match="nothing is held out to look at: set held_out") if refused else nullcontext():
+            assert data.val_dataloader() == []
 
 
 @pytest.mark.parametrize("held_out", [0.0, 0.1])
