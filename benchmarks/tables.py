@@ -286,6 +286,19 @@ def generation_speed(figures: list[dict[str, Any]]) -> list[str]:
     return table(["generator", "training, images/s", "peak memory", "sampling, images/s", "peak memory"], rows)
 
 
+def tiles(figures: list[dict[str, Any]]) -> list[str]:
+    ways = [name for name, value in figures[0].items() if isinstance(value, dict)]
+    rows = [
+        [
+            row["photograph"],
+            f"{row['height']}×{row['width']}",
+            *(f"{row[way]['psnr']:.2f}, {row[way]['seconds']:.1f} s" for way in ways),
+        ]
+        for row in figures
+    ]
+    return table(["photograph", "size", *(f"in tiles of {way}" if way != "whole" else "whole, PSNR in dB" for way in ways)], rows)
+
+
 # block → (record, or several whose figures are one list; what makes its table)
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "reconstruction": ("reconstruction", reconstruction),
@@ -295,6 +308,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "modulation_muon": ("modulation_muon", modulation),
     "sizes": ("any_size", sizes),
     "scales": ("any_size", scales),
+    "tiles": ("tiles", tiles),
     "inr": ("inr", inr),
     "train_step": ("train_step", train_step),
     "train_step_cuda": ("train_step_cuda", train_step_gpu),

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import huvr
 from huvr.cli import main
+from huvr.commands.reconstruct import pieces
 from huvr.model import HUVR
 
 
@@ -104,6 +105,31 @@ def test_reconstruct_at_another_size_and_scale(encoder: str, photos: Path) -> No
     assert pixels("out/a_x3.png").shape == (3 * 16, 3 * 26, 3)  # 24x40 with a shorter side of 16 is 16x26
 
 
+def test_photos_are_drawn_in_tiles(encoder: str, photos: Path) -> None:
+    """30x21 pixels in tiles of at most 20, which are 16 and 14 times 8 and 13; scaled, each where it belongs."""
+    assert main(["reconstruct", "photos/sub/c.png", "--encoder", encoder, "--out", "out", "--tile", "20", "--scale", "2"]) == 0
+    truth, model = as_tensor("photos/sub/c.png"), huvr.load(encoder)
+    drawn, larger = torch.zeros(3, 30, 21), torch.zeros(3, 60, 42)
+    for top, bottom in ((0, 16), (16, 30)):
+        for left, right in ((0, 8), (8, 21)):
+            part = truth[..., top:bottom, left:right]
+            with torch.no_grad():
+                decoded, size = model.expand(model.compress(model.encode(part))), (bottom - top, right - left)
+                drawn[:, top:bottom, left:right] = model.render(decoded, size)[0]
+                larger[:, 2 * top : 2 * bottom, 2 * left : 2 * right] = model.render(decoded, size, 2)[0]
+    panel = pixels("out/c_panel.png")
+    for found, expected in ((panel[:, 21 + 4 : 2 * 21 + 4], drawn), (pixels("out/c_x2.png"), larger)):
+        np.testing.assert_allclose(found, 255 * expected.clamp(0, 1).permute(1, 2, 0).numpy(), atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ("side", "tile", "lengths"),
+    [(30, 20, [16, 14]), (64, 64, [64]), (65, 64, [32, 33]), (7, 16, [7]), (80, 24, [16, 24, 16, 24])],
+)
+def test_tiles_are_of_whole_patches_and_alike(side: int, tile: int, lengths: list[int]) -> None:
+    assert [piece.stop - piece.start for piece in pieces(side, tile, 8)] == lengths
+
+
 def test_refined_tintoks_draw_better(encoder: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores = []
     for steps in "0", "5":
@@ -184,6 +210,7 @@ MISTAKES = [
     ("reconstruct photos/a.png --scale two", "scale: expected int, got 'two'"),
     ("reconstruct photos/a.png --size 0", "size 0: expected 1 or more"),
     ("reconstruct photos/a.png --refine -1", "refine -1: expected 0 or more"),
+    ("reconstruct photos/a.png --tile 7", "tile 7: expected 8 pixels, those of a patch, or more"),
     ("encode photos --out x.parquet --refine -1", "refine -1: expected 0 or more"),
     ("encode photos --out x.parquet --tokens standard --refine 5", "refine 5: it is of TinToks, and tokens standard writes none"),
     ("reconstruct photos/a.png --scal 2", r"unknown option scal: did you mean scale\?"),

@@ -6,12 +6,14 @@ import itertools
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from huvr.commands.photos import opened
 from huvr.data import list_images
 from huvr.data import photos as embedded
 from huvr.errors import HuvrError
 from huvr.metrics import psnr
+from huvr.model import HUVR, Tokens
 from huvr.viz import ERROR_GAIN, panel, save_png, to_uint8
 from huvr.weights import SHIPPED, load
 
@@ -25,6 +27,7 @@ def reconstruct(
     scale: int = 1,
     size: int | None = None,
     refine: int = 0,
+    tile: int | None = None,
 ) -> None:
     """Draw photos from their TinToks, and print the PSNR of each and the mean.
 
@@ -39,6 +42,8 @@ def reconstruct(
         scale: also draw every reconstruction this many times as large, OUT/PHOTO_x2.png for 2.
         size: resize photos first so that the shorter side has this many pixels.
         refine: steps of descent that look for better TinToks of each photo; 30 take some thirty times as long as encoding it.
+        tile: look at photos in tiles of at most this many pixels along each side, for those much larger than what the network
+            was trained on: 256 for the one that comes with huvr.
     """
     if refine < 0:
         raise HuvrError(f"refine {refine}: expected 0 or more")
@@ -50,19 +55,43 @@ def reconstruct(
     targets = pictures(photos, out)
     model = load(encoder, "cuda" if torch.cuda.is_available() else "cpu")
     device = next(model.parameters()).device
+    if tile is not None and tile < model.patch:
+        raise HuvrError(f"tile {tile}: expected {model.patch} pixels, those of a patch, or more")
     scores = []
     for path, image in opened(list(targets), size, required=photos):
         image = image.to(device)
-        height, width = image.shape[-2:]
-        tokens = model.encode(image)
-        decoded = model.expand(model.refine(model.compress(tokens), image, refine))
-        drawn = model.render(decoded, size=(height, width))
+        rows, columns = (pieces(side, tile or side + model.patch, model.patch) for side in image.shape[-2:])
+        parts = [[draw(model, image[..., row, column], refine, scale) for column in columns] for row in rows]
+        drawn, larger, standard = (joined([[part[kind] for part in line] for line in parts]) for kind in range(3))
+        tokens = Tokens(standard.mean((2, 3)), standard.flatten(2).mT, (standard.shape[2], standard.shape[3]))
         scores.append(psnr(drawn, image).item())
         save_png(panel(image, drawn, tokens, model.patch), f"{targets[path]}_panel.png")
         if scale > 1:
-            save_png(to_uint8(model.render(decoded, (height, width), scale)[0]), f"{targets[path]}_x{scale}.png")
+            save_png(to_uint8(larger[0]), f"{targets[path]}_x{scale}.png")
         print(f"{path}  {scores[-1]:.2f} dB")
     print(f"mean PSNR of {len(scores)}: {sum(scores) / len(scores):.2f} dB; panels (error times {ERROR_GAIN}) in {out}")
+
+
+def pieces(side: int, tile: int, patch: int) -> list[slice]:
+    """Cuts a side into pieces of at most ``tile`` pixels, of whole patches but for the last, as equal as these allow."""
+    patches = -(-side // patch)
+    count = -(-patches // (tile // patch))
+    edges = [patch * (number * patches // count) for number in range(count)]
+    return [slice(start, end) for start, end in itertools.pairwise([*edges, side])]
+
+
+def draw(model: HUVR, image: Tensor, refine: int, scale: int) -> tuple[Tensor, Tensor, Tensor]:
+    """An image ``(1, 3, H, W)`` from its TinToks, the same at ``scale``, and its standard tokens as a map ``(1, D, h, w)``."""
+    tokens = model.encode(image)
+    decoded = model.expand(model.refine(model.compress(tokens), image, refine))
+    height, width = image.shape[-2:]
+    drawn = model.render(decoded, (height, width))
+    return drawn, model.render(decoded, (height, width), scale) if scale > 1 else drawn, tokens.map
+
+
+def joined(parts: list[list[Tensor]]) -> Tensor:
+    """Pictures or maps, rows of columns, as one."""
+    return torch.cat([torch.cat(row, dim=-1) for row in parts], dim=-2)
 
 
 def held_out() -> list[Path]:
