@@ -21,7 +21,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 from huvr.commands.memory import keep_memory
-from huvr.errors import HuvrError
+from huvr.errors import HuvrError, of_worker
 
 TRAINING = {
     "fit": "train what a config describes",
@@ -133,15 +133,8 @@ def user_error(error: BaseException | None) -> str | None:
     """
     while error is not None:
         if isinstance(error, HuvrError):
-            return without_worker_traceback(str(error))
+            return " ".join(of_worker(str(error)).split())
         if isinstance(error, OSError) and error.filename is not None:
             return f"{error.filename}: {error.strerror}"
         error = error.__cause__
     return None
-
-
-def without_worker_traceback(message: str) -> str:
-    """A data worker's error arrives inside a text with the worker's traceback; the error itself is its last line."""
-    if message.startswith(f"Caught {HuvrError.__name__} in DataLoader worker"):
-        message = message.strip().splitlines()[-1].removeprefix(f"{HuvrError.__module__}.{HuvrError.__name__}: ")
-    return " ".join(message.split())

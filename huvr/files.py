@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from huvr.errors import HuvrError
+from huvr.errors import HuvrError, reason
 
 
 @contextmanager
@@ -121,4 +121,4 @@ def read_torch(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0].rstrip(".")
+    return reason(error).partition(". ")[0].rstrip(".")

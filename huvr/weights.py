@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from huvr.errors import HuvrError
+from huvr.errors import HuvrError, reason
 from huvr.files import read_json, read_safetensors, read_torch, whole, write_safetensors
 from huvr.model import HUVR, HUVRConfig
 from huvr.released import check_tensors, from_released, save_released, to_released
@@ -76,7 +76,7 @@ def load(source: str | Path = SHIPPED, device: str = "cpu") -> HUVR:
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
-        raise HuvrError(f"device {device!r} cannot be used ({str(error).splitlines()[0]})") from None
+        raise HuvrError(f"device {device!r} cannot be used ({reason(error)})") from None
 
 
 def convert(source: str | Path, out: str | Path, to: Literal["huvr", "released"] = "huvr") -> None:
@@ -126,9 +126,8 @@ def _fetch(name: str) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
     except Exception as error:  # whatever the network, the hub or its cache may come up with
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HuvrError(
-            f"{name}: no such file or directory, and not to be had from the Hugging Face hub ({reason}); "
+            f"{name}: no such file or directory, and not to be had from the Hugging Face hub ({reason(error)}); "
             "a local directory with its config.json and model.safetensors works too"
         ) from None
     if not (folder / "model.safetensors").exists():

@@ -19,7 +19,7 @@ from timm.layers import RotaryEmbeddingDinoV3
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from huvr.errors import HuvrError
+from huvr.errors import HuvrError, reason
 from huvr.files import whole
 from huvr.model import HUVR, Tokens
 from huvr.weights import SHIPPED, load
@@ -115,8 +115,8 @@ def export(*, encoder: str = SHIPPED, out: Path, format: Format = "onnx") -> Non
             except (HuvrError, OSError):
                 raise
             except Exception as error:  # what torch and ONNX Runtime raise for sizes that a network takes for constants
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise HuvrError(f"{graph.file}: this network cannot be exported for any size as {format}: {reason}") from error
+                problem = f"this network cannot be exported for any size as {format}: {reason(error)}"
+                raise HuvrError(f"{graph.file}: {problem}") from error
             print(f"{out / path.name}: differs from PyTorch by {found:.1g}")
         (temporary / "export.json").write_text(json.dumps(description(model, encoder, format), indent=1) + "\n")
 

@@ -19,7 +19,7 @@ from torchvision.transforms.v2.functional import to_dtype
 
 from huvr.data.samples import Draw, Sample, Size, seed_of, size_of
 from huvr.data.stream import TrainStream
-from huvr.errors import HuvrError
+from huvr.errors import HuvrError, of_worker
 
 Batch = dict[str, Any]
 
@@ -162,14 +162,13 @@ class Loader:
     def _told(self, batches: Iterator[tuple[Batch, list[str]]]) -> Iterator[Batch]:
         try:
             for batch, skipped in batches:
-                for reason in skipped:
-                    if reason not in self._skipped:
-                        self._skipped.add(reason)
-                        warnings.warn(f"image skipped, {len(self._skipped)} so far: {reason}", stacklevel=2)
+                for what in skipped:
+                    if what not in self._skipped:
+                        self._skipped.add(what)
+                        warnings.warn(f"image skipped, {len(self._skipped)} so far: {what}", stacklevel=2)
                 yield batch
-        except HuvrError as error:  # a worker's comes with its traceback in the message, the error itself last
-            reason = str(error).strip().splitlines()[-1]
-            raise HuvrError(reason.removeprefix(f"{HuvrError.__module__}.{HuvrError.__name__}: ")) from None
+        except HuvrError as error:
+            raise HuvrError(of_worker(str(error))) from None
 
 
 class TrainLoader(Loader):

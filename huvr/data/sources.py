@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from huvr.data import photos
 from huvr.data.folders import SPLIT_OF, listing, open_folder, split_folders
 from huvr.data.reading import images_below
-from huvr.errors import HuvrError
+from huvr.errors import HuvrError, reason
 
 Table: TypeAlias = Dataset | IterableDataset
 
@@ -137,8 +137,7 @@ def _hub(root: str, streaming: bool, allowed: str) -> dict[str, Table]:
 
 
 def _reason(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    return reason(error.__cause__ or error)
 
 
 def _numbered(root: str, tables: dict[str, Table]) -> dict[str, Table]:

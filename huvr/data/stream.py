@@ -11,7 +11,7 @@ import datasets
 from torch.utils.data import IterableDataset, get_worker_info
 
 from huvr.data.samples import Found, Sample, Size, View, decode, seed_of, size_of
-from huvr.errors import HuvrError
+from huvr.errors import HuvrError, reason
 
 SHUFFLE_BUFFER = 1024  # encoded images in memory, per worker
 PATIENCE = 1000  # corrupt images one after another
@@ -24,8 +24,7 @@ def unbroken(rows: Iterable[dict[str, Any]], source: str) -> Iterator[dict[str, 
     except HuvrError:
         raise
     except Exception as error:  # any of those of datasets, pyarrow, fsspec and the hub
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise HuvrError(f"{source}: a shard of this stream cannot be read ({reason})") from error
+        raise HuvrError(f"{source}: a shard of this stream cannot be read ({reason(error)})") from error
 
 
 def readable(rows: Iterable[dict[str, Any]], source: str) -> Iterator[Found]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from huvr.errors import HuvrError
+from huvr.errors import HuvrError, reason
 
 
 class LatentFile:
@@ -26,7 +26,7 @@ class LatentFile:
         try:
             self.parquet = pq.ParquetFile(file, memory_map=True)
         except (OSError, pa.ArrowException) as error:
-            raise HuvrError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+            raise HuvrError(f"{file}: not a readable Parquet file ({reason(error)})") from None
         missing = {"latents", "label"} - set(self.parquet.schema_arrow.names)
         if missing:
             raise HuvrError(f"{file}: no column {' or '.join(sorted(missing))}; expected a file of latents of labelled images")
