@@ -18,3 +18,9 @@ def of_worker(message: str) -> str:
     if not message.startswith(f"Caught {HuvrError.__name__} in DataLoader worker"):
         return message
     return message.strip().splitlines()[-1].removeprefix(f"{HuvrError.__module__}.{HuvrError.__name__}: ")
+
+
+def require(limits: dict[str, bool]) -> None:
+    """Raises HuvrError with the first text whose limit is not kept."""
+    for mistake in (text for text, kept in limits.items() if not kept):
+        raise HuvrError(mistake)

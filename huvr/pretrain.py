@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from huvr.data.loader import Batch, images_of
-from huvr.errors import HuvrError
+from huvr.errors import HuvrError, require
 from huvr.losses import LossWeights, LPIPSLoss, LPIPSNet, distillation_loss, koleo_loss, log_pixel_loss, pixel_loss, ssim_loss
 from huvr.metrics import psnr, ssim
 from huvr.model import HUVR, HUVRConfig, Tokens
@@ -97,7 +97,7 @@ class Pretraining(LightningModule):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
-        limits = {
+        require({
             f"decoder_tap {decoder_tap}: the decoder has layers 1 to {net.decoder_depth}": 1 <= decoder_tap <= net.decoder_depth,
             f"phase_jitter {phase_jitter}: expected 0 to 0.5 pixels": 0 <= phase_jitter <= 0.5,
             f"lr {lr}: expected a positive number": lr > 0,
@@ -105,9 +105,7 @@ class Pretraining(LightningModule):
             f"betas {tuple(betas)}: expected two numbers from 0 to below 1": all(0 <= beta < 1 for beta in betas),
             f"min_lr {min_lr}, weight_decay {weight_decay}: expected 0 or more": min(min_lr, weight_decay) >= 0,
             f"seed {seed}: expected 0 or more": seed >= 0,
-        }
-        for mistake in (text for text, kept in limits.items() if not kept):
-            raise HuvrError(mistake)
+        })  # fmt: skip
         if encoder_weights and net.encoder is None:
             raise HuvrError(f"encoder_weights {encoder_weights}: they need net.encoder, the name of a timm ViT")
         if encoder_weights and start:

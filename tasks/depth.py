@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from huvr.data.loader import Batch, images_of
-from huvr.errors import HuvrError
+from huvr.errors import HuvrError, require
 from huvr.optim import go_on_with, scheduled, training_steps
 from huvr.viz import GAP, save_png, to_uint8
 
@@ -83,7 +83,7 @@ class Depth(FrozenEncoderTask):
         weight_decay: float = 1e-4,
     ) -> None:
         super().__init__(encoder)
-        limits = {
+        require({
             f"min_depth {min_depth}, max_depth {max_depth}: expected 0 <= min_depth < max_depth, in metres": (
                 0 <= min_depth < max_depth < math.inf
             ),
@@ -91,9 +91,7 @@ class Depth(FrozenEncoderTask):
             f"depth_scale {depth_scale}, lr {lr}: expected positive numbers": min(depth_scale, lr) > 0,
             f"warmup_steps {warmup_steps}, weight_decay {weight_decay}: expected 0 or more": min(warmup_steps, weight_decay) >= 0,
             f"betas {list(betas)}: expected two numbers from 0 to below 1": all(0 <= beta < 1 for beta in betas),
-        }
-        for mistake in (text for text, kept in limits.items() if not kept):
-            raise HuvrError(mistake)
+        })  # fmt: skip
         self.low, self.high, self.mask = min_depth, max_depth, mask
         self.lr, self.warmup_steps, self.betas, self.weight_decay = lr, warmup_steps, betas, weight_decay
         self.read_target = ReadDepth(depth_scale, min_depth, max_depth)

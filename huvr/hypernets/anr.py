@@ -9,7 +9,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from huvr.errors import HuvrError
+from huvr.errors import HuvrError, require
 from huvr.hypernets.interface import HyperINR, INRParameters
 from huvr.hypernets.tokenizer import Tokenizer, TokenizerConfig
 from huvr.hypernets.transformer import TransformerConfig, blocks, self_attention
@@ -83,13 +83,11 @@ class ANR(HyperINR):
         max_frequency: float = 1024.0,
         threshold: float = 0.0015,
     ) -> None:
-        limits = {
+        require({
             f"width {transformer.width}: expected a multiple of 4, for the positional encoding": transformer.width % 4 == 0,
             f"instance_tokens {instance_tokens}, mlp_depth {mlp_depth}: expected 1 or more": min(instance_tokens, mlp_depth) >= 1,
             f"max_frequency {max_frequency}: expected a positive number": max_frequency > 0,
-        }
-        for mistake in (text for text, kept in limits.items() if not kept):
-            raise HuvrError(mistake)
+        })  # fmt: skip
         if not 0 <= threshold < 1 / instance_tokens:  # else equal attention to all tokens would leave nothing
             raise HuvrError(f"threshold {threshold}: expected 0 to below 1/{instance_tokens}, one over the instance tokens")
         super().__init__(

@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 
 from huvr.data.loader import Batch, images_of
 from huvr.data.samples import seed_of
-from huvr.errors import HuvrError
+from huvr.errors import require
 from huvr.hypernets.coordinates import Jitter, jittered, pixel_centres
 from huvr.hypernets.interface import HyperINR
 from huvr.hypernets.masking import MaskedModule, Masking, masked_psnr
@@ -74,14 +74,12 @@ class HyperNetwork(MaskedModule):
         pictures_every: int = 1000,
     ) -> None:
         super().__init__()
-        limits = {
+        require({
             f"lr {lr}: expected a positive number": lr > 0,
             f"warmup {warmup}: expected a share of the steps, 0 to 1": 0 <= warmup <= 1,
             f"betas {tuple(betas)}: expected two numbers from 0 to below 1": all(0 <= beta < 1 for beta in betas),
             f"weight_decay {weight_decay}: expected 0 or more": weight_decay >= 0,
-        }
-        for mistake in (text for text, kept in limits.items() if not kept):
-            raise HuvrError(mistake)
+        })  # fmt: skip
         self.net, self.masking, self.jitter = net, masking, jitter
         # Lightning's own mean over ranks rounds the number of images per rank, which need not be whole.
         self.means = nn.ModuleDict({"psnr": MeanMetric(), "psnr_hidden": MeanMetric()})

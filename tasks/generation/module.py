@@ -16,7 +16,7 @@ from torchvision.utils import make_grid
 
 from huvr.data.loader import Batch
 from huvr.data.samples import seed_of
-from huvr.errors import HuvrError
+from huvr.errors import HuvrError, require
 from huvr.optim import OptimizerName, go_on_with, make_optimizer, scheduled, training_steps
 from huvr.viz import to_uint8
 
@@ -79,7 +79,7 @@ class Generation(LightningModule):
         guidance: float = 2.0,
     ) -> None:
         super().__init__()
-        limits = {
+        require({
             f"label_dropout {label_dropout}: expected a share from 0 to below 1": 0 <= label_dropout < 1,
             f"lr {lr}: expected a positive number": lr > 0,
             f"warmup {warmup}, decay {decay}: expected shares of the steps, at most 1 together": (
@@ -88,9 +88,7 @@ class Generation(LightningModule):
             f"betas {tuple(betas)}: expected two numbers from 0 to below 1": all(0 <= beta < 1 for beta in betas),
             f"min_lr {min_lr}, weight_decay {weight_decay}: expected 0 or more": min(min_lr, weight_decay) >= 0,
             f"seed {seed}, pictures_every {pictures_every}: expected 0 or more": min(seed, pictures_every) >= 0,
-        }
-        for mistake in (text for text, kept in limits.items() if not kept):
-            raise HuvrError(mistake)
+        })  # fmt: skip
         self.encoder, self.config, self.objective_name = encoder, dit, objective
         self.objective = make_objective(objective)
         self.global_token, self.label_dropout = global_token, label_dropout
