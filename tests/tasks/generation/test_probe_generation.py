@@ -45,10 +45,11 @@ def trained(learn: Learn, root: Path, run: str = "run", **options: Any) -> None:
 
 @pytest.fixture
 def probe(learn: Learn, pictures: Path, weights: str) -> Callable[..., int]:
-    """Of a generator after two steps; ``generator`` is another one."""
+    """Of a generator after two steps; ``generator`` is another one. Each takes the place of the one before."""
     trained(learn, pictures)
 
     def call(*arguments: str, generator: str = "run", root: str = "pictures") -> int:
+        Path("there/record.json").unlink(missing_ok=True)
         data = ["--data.root", root, "--data.workers", "0", "--data.cache", "cache", "--data.batch_size", "4"]
         frechet = ["--model.frechet", f"{{network: test_vit, weights: {weights}}}", "--model.sampling.steps", "2"]
         small = ["--model.batch_size", "4", "--trainer.accelerator", "cpu", "--run", "there"]
