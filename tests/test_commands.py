@@ -122,6 +122,16 @@ def test_photos_are_drawn_in_tiles(encoder: str, photos: Path) -> None:
         np.testing.assert_allclose(found, 255 * expected.clamp(0, 1).permute(1, 2, 0).numpy(), atol=0.51)
 
 
+@pytest.mark.parametrize("side", [90, 91])
+def test_of_a_large_photo_tiles_are_advised(encoder: str, photos: Path, side: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of more than 8 times the 32x32 pixels of the network."""
+    Image.new("RGB", (side, side)).save("photos/large.png")
+    for tile in ([], ["--tile", "32"]):
+        assert main(["reconstruct", "photos/large.png", "--encoder", encoder, "--out", "out", *tile]) == 0
+        advised = "photos/large.png: 91x91 pixels; --tile 32 would take less time" in capsys.readouterr().err
+        assert advised == (side == 91 and not tile)
+
+
 @pytest.mark.parametrize(
     ("side", "tile", "lengths"),
     [(30, 20, [16, 14]), (64, 64, [64]), (65, 64, [32, 33]), (7, 16, [7]), (80, 24, [16, 24, 16, 24])],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from huvr.commands.photos import opened
 from huvr.data import list_images
@@ -16,6 +18,8 @@ from huvr.metrics import psnr
 from huvr.model import HUVR, Tokens
 from huvr.viz import ERROR_GAIN, panel, save_png, to_uint8
 from huvr.weights import SHIPPED, load
+
+LARGE = 8  # times the pixels of an image in training: from there on attention takes most of the time
 
 
 @torch.no_grad()
@@ -60,6 +64,9 @@ def reconstruct(
     scores = []
     for path, image in opened(list(targets), size, required=photos):
         image = image.to(device)
+        if tile is None and image.shape[-2:].numel() > LARGE * model.config.image_size**2:
+            height, width = image.shape[-2:]
+            tqdm.write(f"{path}: {height}x{width} pixels; --tile {model.config.image_size} would take less time", file=sys.stderr)
         rows, columns = (pieces(side, tile or side + model.patch, model.patch) for side in image.shape[-2:])
         parts = [[draw(model, image[..., row, column], refine, scale) for column in columns] for row in rows]
         drawn, larger, standard = (joined([[part[kind] for part in line] for line in parts]) for kind in range(3))
