@@ -19,15 +19,13 @@ from huvr.errors import HuvrError, reason
 def whole(target: str | Path) -> Iterator[Path]:
     """A temporary path beside ``target`` to write a file or directory at; it becomes ``target`` once the block ends well.
 
-    Missing parent folders are made. After an error inside the block nothing remains, nor do these folders. A link stays one, and
-    what it leads to is replaced.
+    Missing parent folders are made. After an error inside the block nothing remains, nor do these folders. A link is
+    replaced, and what it leads to stays.
 
     Raises:
         HuvrError: where ``target`` cannot be written, or is a device, a pipe or a socket.
     """
     target = Path(target).absolute()
-    if target.is_symlink():
-        target = target.resolve()
     if os.path.exists(target) and not (target.is_file() or target.is_dir()):
         raise HuvrError(f"cannot write {target}: it is neither a file nor a folder")
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")

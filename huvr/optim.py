@@ -20,6 +20,7 @@ from torch.optim.optimizer import ParamsT
 from huvr.errors import HuvrError
 
 OptimizerName = Literal["adamw", "muon"]
+ALONE = {"adamw": "amsgrad", "muon": "ns_steps"}  # options of the groups of one optimizer
 
 
 def newton_schulz(gradient: Tensor, *arguments: Any, **options: Any) -> Tensor:
@@ -56,12 +57,10 @@ def make_optimizer(
 
 
 def refuse_other_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Raises HuvrError for the state of another kind of optimizer, whose options ours does not know."""
-    if other := state["param_groups"][0].keys() - optimizer.defaults.keys() - {"params", "initial_lr", "param_names"}:
-        raise HuvrError(
-            f"ckpt_path: the state of another optimizer than {type(optimizer).__name__}, with {', '.join(sorted(other))}: "
-            "go on with the one that it was trained by"
-        )
+    """Raises HuvrError for the state of the other kind of optimizer, told by an option that it alone has."""
+    name, other = ("adamw", "muon") if isinstance(optimizer, AdamW) else ("muon", "adamw")
+    if ALONE[other] in state["param_groups"][0]:
+        raise HuvrError(f"ckpt_path: trained by {other}, not by {name}: go on with the same optimizer")
 
 
 def training_steps(trainer: Trainer) -> int:

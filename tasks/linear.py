@@ -97,6 +97,11 @@ class Linear(FrozenEncoderTask):
     def on_train_start(self) -> None:
         go_on_with(self, self.peak_lr(), momentum=self.momentum)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if any("lr_lambdas" not in schedule for schedule in checkpoint.get("lr_schedulers", ())):
+            raise HuvrError("ckpt_path: of a huvr whose schedule was of another kind: begin anew in another --run")
+
     def peak_lr(self) -> float:
         """The greatest learning rate, for all images of a step; the heads weigh their losses for the others."""
         batch = self._data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches

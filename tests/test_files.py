@@ -45,15 +45,14 @@ def test_a_file_is_replaced_and_kept_where_that_fails(tmp_path: Path) -> None:
     assert everything(tmp_path) == ["file.txt"]
 
 
-def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
-    real, link = tmp_path / "elsewhere" / "real.txt", tmp_path / "link.txt"
-    real.parent.mkdir()
-    real.write_text("old")
-    link.symlink_to(real)
-    with whole(link) as temporary:
-        temporary.write_text("new")
-    assert link.is_symlink()
-    assert real.read_text() == "new"
+def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    """Such as last.ckpt, which a ModelCheckpoint may have made a link to the best one."""
+    (tmp_path / "best.ckpt").write_text("best")
+    (tmp_path / "last.ckpt").symlink_to("best.ckpt")
+    with whole(tmp_path / "last.ckpt") as temporary:
+        temporary.write_text("last")
+    assert (tmp_path / "best.ckpt").read_text() == "best"
+    assert (tmp_path / "last.ckpt").read_text() == "last"
 
 
 def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:

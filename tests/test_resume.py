@@ -262,14 +262,11 @@ def test_a_resumed_run_follows_the_options_it_is_given(photos: Path, tmp_path: P
     assert checkpoint["lr_schedulers"][0]["base_lrs"] == [peak]
 
 
-def test_another_optimizer_does_not_go_on(photos: Path, tmp_path: Path) -> None:
-    kinds: list[tuple[OptimizerName, OptimizerName, str]] = [("adamw", "muon", "PortableMuon"), ("muon", "adamw", "AdamW")]
-    for first, then, name in kinds:
-        train(photos, tmp_path / first, 0, optimizer=first, trainer={"max_steps": 2})
-        with pytest.raises(
-            HuvrError, match=f"ckpt_path: the state of another optimizer than {name}, with .*: go on with the one"
-        ):
-            train(photos, tmp_path / "other", 0, optimizer=then, resume=tmp_path / first / "step=2.ckpt")
+@pytest.mark.parametrize(("first", "then"), [("adamw", "muon"), ("muon", "adamw")])
+def test_another_optimizer_does_not_go_on(photos: Path, tmp_path: Path, first: OptimizerName, then: OptimizerName) -> None:
+    train(photos, tmp_path / "first", 0, optimizer=first, trainer={"max_steps": 2})
+    with pytest.raises(HuvrError, match=f"ckpt_path: trained by {first}, not by {then}: go on with the same optimizer"):
+        train(photos, tmp_path / "other", 0, optimizer=then, resume=tmp_path / "first" / "step=2.ckpt")
 
 
 def test_training_does_not_go_on_with_averaged_weights(photos: Path, tmp_path: Path) -> None:

@@ -68,13 +68,17 @@ def refuse_to_overwrite(run: Path, verb: str, start: str | None, trainer: Traine
     left = next((path for path in found if path.parent == run), None)
     if left and start is None and SLURMEnvironment.detect():
         raise HuvrError(f"{left}: left by a job that was requeued; --ckpt_path auto takes it, to do without remove it")
-    goes_on = start == "auto" or (start is not None and run.resolve() in Path(start).resolve().parents)
     writes = verb == "fit" and trainer.checkpoint_callbacks and not trainer.fast_dev_run  # type: ignore[attr-defined]
-    if found and writes and not goes_on:
+    if found and writes and not goes_on(run, start):
         raise HuvrError(
             f"run folder {run} holds a training ({found[0].relative_to(run)}): --ckpt_path auto goes on with it; "
             "to begin another, choose another --run or remove it"
         )
+
+
+def goes_on(run: Path, start: str | None) -> bool:
+    """Whether training from ``start`` goes on with what the run folder holds."""
+    return start == "auto" or (start is not None and run.resolve() in Path(start).resolve().parents)
 
 
 class WeightsAlone(HuvrError):

@@ -36,7 +36,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from huvr.commands import tasks
 from huvr.commands.arguments import read_yaml
 from huvr.commands.calm import calm
-from huvr.commands.checkpoints import find_checkpoint
+from huvr.commands.checkpoints import find_checkpoint, goes_on
 from huvr.commands.training import TrainingCLI, classes_named, only_one, plain_endings
 from huvr.errors import HuvrError
 from huvr.files import read_json, whole
@@ -59,9 +59,10 @@ SHORT = {
     "root": "--data.root",
 }
 
-NOT_OF_THE_FIGURES = {"run", "ckpt_path", "data.workers", "data.cache", "trainer.default_root_dir"}
 # options that bear on no figure, or, those of the trainer, belong to a training that --ckpt_path auto is to go on with
 UNNAMED = re.compile(r"trainer(\..*)?|run|ckpt_path|data\.(workers|cache)")
+# … of which these change the figures
+OF_THE_TRAINER = re.compile(r"trainer\.(max_.*|limit_.*|overfit_batches|precision|accumulate_grad_batches|gradient_clip_.*)")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -161,17 +162,17 @@ class ProbeCLI(TrainingCLI):
 
 def refuse_to_replace(cli: ProbeCLI) -> None:
     """Raise a HuvrError where the run folder holds the record of a probe with other options that this one does not go on with."""
-    path = Path(cli.config.run) / "record.json"
-    if cli.config.ckpt_path is not None or not path.exists():
+    run, start, trains = Path(cli.config.run), cli.config.ckpt_path, is_overridden("training_step", cli.model)
+    if not (run / "record.json").exists() or (trains and goes_on(run, start)):
         return
     now = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
-    before, now = (dict(options(config)) for config in (read_json(path).get("config", {}), now))
-    names = (before.keys() | now.keys()) - NOT_OF_THE_FIGURES
-    if other := sorted(name for name in names if before.get(name) != now.get(name)):
+    before, now = (dict(options(config)) for config in (read_json(run / "record.json").get("config", {}), now))
+    figures = (name for name in before.keys() & now.keys() if OF_THE_TRAINER.fullmatch(name) or not UNNAMED.fullmatch(name))
+    if other := sorted(name for name in figures if before[name] != now[name]):
         raise HuvrError(
-            f"run folder {cli.config.run} holds the record of a probe with another {other[0]} ({before.get(other[0])}): "
-            "--ckpt_path auto goes on with it; to keep both choose another --run, or remove it"
-        )
+            f"run folder {run} holds the record of a probe with another {other[0]} ({before[other[0]]}): "
+            + ("--ckpt_path auto goes on with it; " if trains else "") + "to keep both choose another --run, or remove it"
+        )  # fmt: skip
 
 
 def options(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -180,7 +181,7 @@ def options(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in config.items():
             yield from options(value, f"{name}.{key}".removeprefix(".").removesuffix(".init_args"))
     else:
-        yield name, config
+        yield name, str(Path(config).resolve()) if name == "data.root" and Path(config).exists() else config
 
 
 def measured(cli: ProbeCLI) -> dict[str, float]:

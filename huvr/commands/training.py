@@ -33,6 +33,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
@@ -259,5 +260,5 @@ class TrainingCLI(LightningCLI):
         for each in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(each, WeightAveraging) and each._device is None:
                 # Lightning takes that of the weights, before they go to the GPU: each step would bring all of them back.
-                each._device = trainer.strategy.root_device
+                each._device = torch.device(trainer.strategy.root_device.type)  # that of the process
         return trainer

@@ -39,25 +39,32 @@ def open_folder(root: Path) -> dict[str, Dataset]:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders of ``root`` that are named after splits, by split: train, Train, training …"""
-    found: dict[str, Path] = {}
-    for folder in sorted(each for each in root.iterdir() if each.is_dir() and each.name.lower() in SPLIT_OF):
-        split = SPLIT_OF[folder.name.lower()]
-        if split in found:
-            raise HuvrError(
-                f"data root {str(root)!r}: {found[split].name} and {folder.name} are both the split {split}: rename one"
-            )
-        found[split] = folder
+    """The folders of ``root`` that are named after splits, by split.
+
+    Those called exactly so; or, where they hold images and make a split to learn from and another one, such as Train and Testing.
+    """
+    named = {split: root / split for split in SPLITS if (root / split).is_dir()}
+    loosely = dict(named)
+    for folder in sorted(each for each in root.iterdir() if each.is_dir() and next(images_below(each), None)):
+        split = SPLIT_OF.get(folder.name.lower())
+        if split is None or split in named:
+            continue
+        if split in loosely and loosely[split].resolve() != folder.resolve():
+            names = f"{loosely[split].name} and {folder.name}"
+            raise HuvrError(f"data root {str(root)!r}: {names} are both the split {split}: rename one")
+        loosely.setdefault(split, folder)
+    found = loosely if "train" in loosely and len(loosely) > 1 else named
     return {split: found[split] for split in SPLITS if split in found}
 
 
 def _nothing_else_meant(root: Path, splits: dict[str, Path]) -> None:
     """Folders of images beside those of splits are passed over with a warning, or may be classes: then a HuvrError."""
-    beside = sorted(each for each in root.iterdir() if each.is_dir() and not hidden(each.name) and each not in splits.values())
-    if not (others := [folder.name for folder in beside if next(images_below(folder), None)]):
+    beside = (each for each in root.iterdir() if each.is_dir() and not hidden(each.name) and each not in splits.values())
+    if not (others := sorted(folder.name for folder in beside if next(images_below(folder), None))):
         return
     named, named_others = (", ".join(folder.name for folder in splits.values()), shorten(", ".join(others), 80))
-    if len(splits) == 1:
+    (first, *more) = splits.values()
+    if not more and len(others) > 1 and not any(each.is_dir() for each in first.iterdir()):
         raise HuvrError(
             f"data root {str(root)!r}: is {named} a split, or a class as {named_others}? Name the folder of the split, "
             "put the classes into a folder train, or move what is not meant"

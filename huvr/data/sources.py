@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
@@ -26,7 +27,7 @@ ALLOWED = (
     "'photos', a folder of images, a Parquet, Arrow or WebDataset (.tar) file or a folder of them, "
     "or the id of a Hugging Face data set"
 )
-IN_A_NAME = re.compile(rf"(?:^|[^a-z])({'|'.join(SPLIT_OF)})(?![a-z])", re.IGNORECASE)  # imagenet1k-train-0000.tar
+IN_A_NAME = re.compile(rf"(?:^|[^a-z])({'|'.join(SPLIT_OF)})(?![a-z])", re.IGNORECASE)
 
 
 def open_splits(root: str, streaming: bool = False) -> dict[str, Table]:
@@ -102,11 +103,11 @@ def _packs_meant(root: Path) -> list[Path]:
 
 
 def _load(root: str, streaming: bool, suffix: str, files: list[Path]) -> dict[str, Table]:
+    alone = Path(root).expanduser()
+    parts = [(file.name,) if alone in (file, file.parent) else (file.parent.name, file.name) for file in files]
     splits = defaultdict(list)
-    for file in files:
-        parts = (file.parent.name, file.name) if Path(root).expanduser() not in (file, file.parent) else (file.name,)
-        named = (IN_A_NAME.search(part) for part in parts)
-        splits[next((SPLIT_OF[match[1].lower()] for match in named if match), "train")].append(str(file))
+    for file, split in zip(files, _splits_of(parts), strict=True):
+        splits[split].append(str(file))
     try:
         names = {split: _class_names(files[0]) for split, files in splits.items()} if suffix == ".parquet" else {}
         tables = dict(load_dataset(BUILDERS[suffix], data_files=dict(splits), streaming=streaming))
@@ -115,6 +116,20 @@ def _load(root: str, streaming: bool, suffix: str, files: list[Path]) -> dict[st
     if len({*names.values()} - {None}) > 1:  # datasets would read all splits by the names of one
         raise HuvrError(f"data root {root!r}: the splits {', '.join(names)} number their classes differently; write them alike")
     return tables
+
+
+def _splits_of(parts: Sequence[Sequence[str]]) -> list[str]:
+    """The split of each pack: what its folder or name begins with, else what they name last, such as imagenet1k-train-0000.tar.
+
+    Args:
+        parts: names of the folder, where it is one of the data, and of the file.
+    """
+    begun = [next((match for part in each if (match := IN_A_NAME.match(part))), None) for each in parts]
+    within = [[None, *(match for part in each for match in IN_A_NAME.finditer(part))][-1] for each in parts]
+    chosen = (first or last for first, last in zip(begun, within, strict=True))
+    found = [SPLIT_OF[match[1].lower()] if match else "train" for match in chosen]
+    # ab-test-0.parquet, ab-test-1.parquet: where none would be left to learn from, the name is no split
+    return found if any(begun) or "train" in found else ["train"] * len(found)
 
 
 def _class_names(file: str) -> tuple[str, ...] | None:
@@ -148,11 +163,16 @@ def _numbered(root: str, tables: dict[str, Table]) -> dict[str, Table]:
     if any(isinstance(table, IterableDataset) for table in tables.values()):
         rank_zero_warn(f"data root {root!r}: no labels, since those of a stream must be numbers: set data.streaming false")
         return tables
-    names = sorted({name for table in tables.values() for name in table.unique("label")} - {None})
-    if len(names) > sum(map(len, tables.values())) / 2:
-        rank_zero_warn(f"data root {root!r}: no labels, since hardly two rows have the same text in the column label")
+    names = {name for table in tables.values() for name in table.unique("label")}
+    if None in names or len(names) > sum(map(len, tables.values())) / 2:
+        why = "some rows have none" if None in names else "hardly two rows have the same text"
+        rank_zero_warn(f"data root {root!r}: no labels, since {why} in the column label")
         return tables
-    return {split: table.cast_column("label", ClassLabel(names=names)) for split, table in tables.items()}
+    kind = ClassLabel(names=sorted(names))
+    return {  # the column alone: a cast would write the images anew
+        split: table.remove_columns("label").add_column("label", kind.str2int(table["label"][:]), feature=kind)
+        for split, table in tables.items()
+    }
 
 
 def _columns(root: str, table: Table) -> Table:

@@ -61,7 +61,7 @@ def descend(model: LIFT, signals: Tensor, points: Points, second_order: bool, ma
     latents = tuple(signals.new_zeros(len(signals), cells**c.dims, count, requires_grad=True) for cells, count in c.latents)
     # The gradient of a pixel goes by their number: in fp16 it would be lost. No gradient scaler sees that of the inner loop. A
     # power of two rounds nothing.
-    scale = 2.0 ** round(math.log2(signals[0].numel()))
+    scale = min(2.0**15, 2.0 ** round(math.log2(signals[0].numel())))  # of which fp16 has no more
     for _ in range(c.inner_steps):
         loss, _ = objective(model, latents, signals, points, mask)
         gradients = torch.autograd.grad(scale * loss.sum(), latents, create_graph=second_order)

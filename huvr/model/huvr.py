@@ -110,7 +110,12 @@ def check_images(images: Tensor) -> None:
 
 def warn_of_range(images: Tensor) -> None:
     """A warning for images that are bytes made floats, or normalised: no filter for photographs leaves [0, 1] that far."""
-    low, high = images.amin().item(), images.amax().item()
+    if images.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    try:
+        low, high = torch.stack(images.aminmax()).tolist()
+    except RuntimeError:  # no values to be read: on the meta device, under vmap, where a graph is traced
+        return
     if low < -0.5 or high > 1.5:
         warnings.warn(f"images from {low:.3g} to {high:.3g}: expected numbers in [0, 1], not normalised", stacklevel=3)
 

@@ -54,11 +54,46 @@ def test_split_folders_are_known_by_other_names_too(tmp_path: Path, train: str, 
     assert [len(table) for table in splits.values()] == [2, 1]
 
 
-def test_a_class_is_not_taken_for_a_split(tmp_path: Path) -> None:
-    for name in ("airplane", "bus", "train"):
+@pytest.mark.parametrize("classes", [("airplane", "bus", "train"), ("cat", "dog", "test")])
+def test_a_class_is_not_taken_for_a_split(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    for name in classes:
         write_folder(tmp_path / name, [0, 1])
-    with pytest.raises(HuvrError, match=r": is train a split, or a class as airplane, bus\? Name the folder of the split, "):
+    first, second, split = classes
+    with pytest.raises(
+        HuvrError, match=rf": is {split} a split, or a class as {first}, {second}\? Name the folder of the split, "
+    ):
         open_splits(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("folders", "lengths"),
+    [
+        ({"": 5, "Training": 2}, {"train": 7}),  # no split by another name without a second one
+        ({"": 5, "Test": 2}, {"train": 7}),
+        ({"cat": 3, "dog": 2, "Training": 0}, {"train": 5}),
+        ({"": 5, "training": 0}, {"train": 5}),
+        ({"train/a": 3, "training": 0}, {"train": 3}),  # none that is empty
+        ({"train/a": 3, "Val": 0}, {"train": 3}),
+        ({"train/a": 3, "training/a": 2}, {"train": 3}),  # none where one has the very name
+        ({"train/a": 3, "Testing/a": 2}, {"train": 3, "test": 2}),
+    ],
+)
+def test_other_names_of_splits_are_read_with_care(tmp_path: Path, folders: dict[str, int], lengths: dict[str, int]) -> None:
+    for number, (name, count) in enumerate(folders.items()):
+        write_folder(tmp_path / name, range(10 * number, 10 * number + count))
+    if len(folders) == 2 and lengths == {"train": 3} and folders.get("training/a"):
+        with pytest.warns(UserWarning, match="the splits are train; passed over: training"):
+            splits = open_splits(str(tmp_path))
+    else:
+        splits = open_splits(str(tmp_path))
+    assert {split: len(table) for split, table in splits.items()} == lengths
+
+
+def test_a_second_name_of_a_split_may_be_a_link(tmp_path: Path) -> None:
+    write_folder(tmp_path / "Train" / "a", [0, 1])
+    write_folder(tmp_path / "Val" / "a", [2])
+    (tmp_path / "training").symlink_to("Train")
+    assert {split: len(table) for split, table in open_splits(str(tmp_path)).items()} == {"train": 2, "val": 1}
 
 
 def test_folders_beside_those_of_splits_are_named(tmp_path: Path) -> None:
@@ -70,9 +105,9 @@ def test_folders_beside_those_of_splits_are_named(tmp_path: Path) -> None:
 
 
 def test_two_folders_of_one_split_are_an_error(tmp_path: Path) -> None:
-    for name in ("train", "training"):
+    for name in ("Train", "training", "val"):
         write_folder(tmp_path / name, [0])
-    with pytest.raises(HuvrError, match="train and training are both the split train: rename one"):
+    with pytest.raises(HuvrError, match="Train and training are both the split train: rename one"):
         open_splits(str(tmp_path))
 
 
@@ -117,7 +152,9 @@ def test_packs_and_images_of_which_either_could_be_meant_are_an_error_that_names
         open_splits(str(tmp_path))
 
 
-@pytest.mark.parametrize(("name", "split"), [("pack.parquet", "train"), ("test-1.parquet", "test")])
+@pytest.mark.parametrize(
+    ("name", "split"), [("pack.parquet", "train"), ("test-1.parquet", "test"), ("flowers-test.parquet", "train")]
+)
 def test_a_single_parquet_file_is_one_split(tmp_path: Path, name: str, split: str) -> None:
     splits = open_splits(str(write_pack(tmp_path / name, [7])))
     assert {name: table["label"][:] for name, table in splits.items()} == {split: [7]}
@@ -144,6 +181,23 @@ def test_arrow_as_save_to_disk_leaves_it(tmp_path: Path) -> None:
     assert splits["validation"][0]["image"]["bytes"] == flat_bytes(3)
 
 
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["my_test/train-0", "my_test/val-0"], ["train", "val"]),
+        (["stress-test-train-0", "stress-test-val-0"], ["train", "val"]),
+        (["test_set/a", "train_set/a"], ["test", "train"]),
+        (["ab-test-0", "ab-test-1"], ["train", "train"]),
+        (["train/shard-test-0", "val/shard-test-0"], ["train", "val"]),
+    ],
+)
+def test_splits_of_packs_with_several_words(tmp_path: Path, names: list[str], splits: list[str]) -> None:
+    for number, name in enumerate(names):
+        write_pack(tmp_path / f"{name}.parquet", [number])
+    found = {label: split for split, table in open_splits(str(tmp_path)).items() for label in table["label"]}
+    assert [found[number] for number in range(len(names))] == splits
+
+
 def texts(file: Path, labels: list[str]) -> None:
     pq.write_table(pa.Table.from_pylist([{"image": {"bytes": b"", "path": ""}, "label": label} for label in labels]), file)
 
@@ -158,9 +212,13 @@ def test_names_of_classes_become_their_numbers(tmp_path: Path) -> None:
         assert open_splits(str(tmp_path), streaming=True)["val"].column_names == ["image"]
 
 
-def test_captions_are_no_classes(tmp_path: Path) -> None:
-    texts(tmp_path / "train.parquet", ["a dog", "a cat", "a dog"])
-    with pytest.warns(UserWarning, match="no labels, since hardly two rows have the same text in the column label"):
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [(["a dog", "a cat", "a dog"], "hardly two rows have the same text"), (["a", "b", "a", None, "b"], "some rows have none")],
+)
+def test_texts_that_are_no_classes(tmp_path: Path, labels: list[str], why: str) -> None:
+    texts(tmp_path / "train.parquet", labels)
+    with pytest.warns(UserWarning, match=f"no labels, since {why} in the column label"):
         assert open_splits(str(tmp_path))["train"].column_names == ["image"]
 
 

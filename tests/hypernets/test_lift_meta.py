@@ -101,6 +101,8 @@ def test_half_precision_finds_the_latents_of_large_signals() -> None:
         found = find_latents(model, signals)
     for level, expected in zip(found, exact, strict=True):
         assert (level - expected).norm() < 0.01 * expected.norm()
+    larger = torch.zeros(1, 1, 64, 64, 64, dtype=torch.float16)
+    assert all(level.isfinite().all() for level in find_latents(model.half(), larger))
 
 
 def meta_loss(model: LIFT, second_order: bool) -> Tensor:

@@ -136,6 +136,13 @@ def test_images_out_of_range_are_told(model: HUVR, factor: float, shift: float, 
         model.encode((images + shift) * factor)
 
 
+def test_images_without_values_are_encoded(model: HUVR) -> None:
+    images = torch.rand(2, 3, 16, 24)
+    together = torch.func.vmap(lambda image: model.encode(image[None]).cls[0])(images)
+    torch.testing.assert_close(together, model.encode(images).cls)
+    assert copy.deepcopy(model).to("meta").encode(images.to("meta")).cls.shape == (2, 48)
+
+
 def test_a_scale_may_be_a_float(model: HUVR, decoded: Tokens) -> None:
     assert torch.equal(model.render(decoded, scale=2.0), model.render(decoded, scale=2))  # type: ignore[arg-type]
 

@@ -318,6 +318,16 @@ def test_a_resumed_probe_follows_the_options_it_is_given(steps: list[str], encod
     assert group["lr"] == pytest.approx(0.8 * 6 / 256 * 0.5**2 if steps else 0)  # after both epochs
 
 
+def test_a_schedule_of_another_kind_is_one_line(encoder: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    probe = ["probe", "--task", "imagenet", "--encoder", encoder, *COMMAND, "--model.rates", "[0.1]", "--trainer.max_epochs"]
+    assert main([*probe, "1"]) == 0
+    content = torch.load("there/checkpoints/last.ckpt", weights_only=True)
+    del content["lr_schedulers"][0]["lr_lambdas"]  # as StepLR had it
+    torch.save(content, "there/checkpoints/last.ckpt")
+    assert main([*probe, "2", "--ckpt_path", "auto"]) == 2
+    assert "ckpt_path: of a huvr whose schedule was of another kind: begin anew in another --run" in capsys.readouterr().err
+
+
 def test_without_a_validation_no_rate_is_chosen(encoder: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "--task", "imagenet", "--encoder", encoder, *COMMAND, "--trainer.max_steps", "2"]) == 2
     assert "no learning rate was chosen, since training ended before a validation" in capsys.readouterr().err

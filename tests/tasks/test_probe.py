@@ -179,19 +179,30 @@ def test_the_record_of_a_probe_with_other_options_is_not_replaced(
     encoder: str, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     probe = ["probe", "--task", "logistic", "--encoder", encoder, *SMALL, "--trainer.max_epochs"]
-    assert main([*probe, "1"]) == main([*probe, "1", "--data.workers", "1"]) == 0
+    assert main([*probe, "1"]) == 0
     (run,) = Path("runs/probe").iterdir()
-    before = (run / "record.json").read_text()
-    holds = (
-        f"run folder {run} holds the record of a probe with another trainer.max_epochs (1): --ckpt_path auto goes on with it; "
-    )
-    assert error_of(capsys, *probe, "2").startswith(holds)
-    assert error_of(capsys, *probe, "1", "--tokens", "pca2", "--run", str(run)).startswith(
-        f"run folder {run} holds the record of a probe with another model.encoder.tokens (standard): "
-    )
+    before, there = (run / "record.json").read_text(), ["--run", str(run)]
+    holds = f"run folder {run} holds the record of a probe with another"
+    assert error_of(capsys, *probe, "2").startswith(f"{holds} trainer.max_epochs (1): --ckpt_path auto goes on with it; ")
+    assert error_of(capsys, *probe, "1", "--tokens", "pca2", *there).startswith(f"{holds} model.encoder.tokens (standard): ")
     assert (run / "record.json").read_text() == before
+    alike = ["--trainer.enable_progress_bar", "false", "--data.workers", "1", "--data.root", str(Path("pictures").resolve())]
+    assert main([*probe, "1", *alike, *there]) == 0
     assert main([*probe, "2", "--ckpt_path", "auto"]) == 0
     assert json.loads((run / "record.json").read_text())["config"]["trainer"]["max_epochs"] == 2
+    assert main([*probe, "3", "--run", "elsewhere"]) == 0
+    of_another = ["--ckpt_path", "elsewhere/checkpoints/last.ckpt", *there]
+    assert error_of(capsys, *probe, "3", *of_another).startswith(f"{holds} trainer.max_epochs (2): ")
+
+
+def test_the_record_of_a_task_that_trains_nothing_is_not_replaced(
+    encoder: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe = ["probe", "--task", "knn", "--encoder", encoder, *SMALL, "--run", "there", "--model.k"]
+    assert main([*probe, "[1]"]) == main([*probe, "[1]"]) == 0
+    holds = "run folder there holds the record of a probe with another model.k ([1]): to keep both choose another --run, "
+    assert error_of(capsys, *probe, "[2]").startswith(holds)
+    assert error_of(capsys, *probe, "[2]", "--ckpt_path", "auto").startswith(holds)
 
 
 def test_two_probes_do_not_share_a_run_folder(encoder: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
