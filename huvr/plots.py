@@ -34,7 +34,7 @@ def curves(series: Mapping[str, Sequence[Point]], across: str, up: str, logarith
         for kind in sorted({kind for _, _, kind in ordered}):
             chosen = [(x, y) for x, y, other in ordered if other == kind]
             look: dict[str, Any] = {"marker": marker, "edgecolors": colour, "facecolors": "white" if kind == "int8" else colour}
-            label = name if kind == min(kind for _, _, kind in ordered) else None
+            label = name.replace("$", r"\$") if kind == min(kind for _, _, kind in ordered) else None  # no mathematics
             axes.scatter([x for x, _ in chosen], [y for _, y in chosen], s=42, linewidths=1.5, zorder=3, label=label, **look)
     axes.set(xlabel=across, ylabel=up)
     if logarithmic:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -71,8 +72,8 @@ class Section:
 
     def best(self) -> float:
         """The best value of the headline."""
-        values = [row.metrics[row.headline] for row in self.rows if row.headline in row.metrics]
-        return min(values) if self.rows[0].lower_is_better else max(values)
+        values = [row.metrics[row.headline] for row in self.rows if math.isfinite(row.metrics.get(row.headline, math.nan))]
+        return (min if self.rows[0].lower_is_better else max)(values, default=math.nan)
 
 
 def found(folder: Path) -> list[Path]:
@@ -96,28 +97,44 @@ def rows_of(path: Path) -> Iterator[Row]:
     record = read_json(path)
     if missing := [key for key in KEYS if key not in record]:
         raise HuvrError(f"{path}: not a record of huvr probe, without {', '.join(missing)}")
+    rivals = record.get("rivals", {})
+    plain = isinstance(record["task"], str) and isinstance(record["config"], dict) and isinstance(rivals, dict)
+    if not (plain and all(measured(each) for each in (record, *rivals.values()))):
+        raise HuvrError(
+            f"{path}: not a record of huvr probe: its task, metrics, bytes_per_image, rivals or config are of another kind"
+        )
     if not record["metrics"]:
         raise HuvrError(f"{path}: a record without metrics")
     headline = record.get("headline") or next(iter(record["metrics"]))
     if headline not in record["metrics"]:
         raise HuvrError(f"{path}: its headline {headline} is not among its metrics {', '.join(record['metrics'])}")
-    encoder = record["config"].get("model", {}).get("init_args", {}).get("encoder") or {}
+    encoder = ((record["config"].get("model") or {}).get("init_args") or {}).get("encoder")
+    encoder = encoder if isinstance(encoder, dict) else {}  # of a task that is no FrozenEncoderTask
     shared = {
         "task": record["task"],
         "data": described(record.get("data")),
         "headline": headline,
         "lower_is_better": record.get("lower_is_better", False),
     }
-    layer = encoder.get("layer")
+    layer, options = encoder.get("layer"), options_of(record["config"])
     yield Row(
-        **shared, encoder=record["encoder"] or "", stored=encoder.get("stored", ""), options=options_of(record["config"]),
+        **shared, encoder=record["encoder"] or "", stored=encoder.get("stored", ""), options=options,
         tokens=(record["tokens"] or "") + ("" if layer is None else f" of layer {layer}"),
         bytes_per_image=record.get("bytes_per_image"), metrics=record["metrics"], seconds=record.get("seconds"),
     )  # fmt: skip
-    for name, rival in record.get("rivals", {}).items():
+    of_data = {name: value for name, value in options.items() if name.startswith("data.")}
+    for name, rival in rivals.items():
         yield Row(
-            **shared, encoder=name, tokens="", stored="", bytes_per_image=rival["bytes_per_image"], metrics=rival["metrics"]
-        )
+            **shared, encoder=name, tokens="", stored="", bytes_per_image=rival.get("bytes_per_image"), metrics=rival["metrics"],
+            options=of_data,
+        )  # fmt: skip
+
+
+def measured(part: Any) -> bool:
+    """Whether that is what a record says of a network or a rival: metrics by name, and bytes if any."""
+    if not (isinstance(part, dict) and isinstance(part.get("metrics"), dict)):
+        return False
+    return all(isinstance(value, int | float) for value in (*part["metrics"].values(), part.get("bytes_per_image") or 0))
 
 
 def described(data: Any) -> str:

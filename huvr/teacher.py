@@ -87,7 +87,8 @@ def pretrained_network(config: TeacherConfig) -> Any:
                 f"an ungated network such as {UNGATED}"
             ) from None
     tensors = read_tensors(config.weights, f"weights of {name}")
-    head = tensors.get(f"{get_pretrained_cfg(name).classifier}.bias")  # type: ignore[union-attr]
+    heads: Any = get_pretrained_cfg(name).classifier  # type: ignore[union-attr]
+    head = tensors.get(f"{heads if isinstance(heads, str) else heads[0]}.bias")  # several in a distilled network
     classes = 0 if head is None else len(head)
     overlay = {"state_dict": tensors, "num_classes": classes}
     return create_network(name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay, **config.arguments)

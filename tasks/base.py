@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from inspect import signature
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -18,6 +19,7 @@ from huvr.errors import HuvrError
 from huvr.hypernets.interface import HyperINR
 from huvr.hypernets.mae import MAE
 from huvr.hypernets.patchwise import PatchwiseHUVR
+from huvr.hypernets.tokenizer import Tokenizer
 from huvr.hypernets.weights import load
 from huvr.model import HUVR
 from huvr.model.encoder import is_vit, tokens_of
@@ -49,7 +51,8 @@ class EncoderConfig:
             any timm network.
         tokens: "standard"; "tintok" or "decoder" of a HUVR network; "pca32" for 32 principal components of the
             standard tokens, fitted on the training split.
-        layer: block whose output, through the final norm, stands for the standard tokens; -1 is the last. Of HUVR and timm.
+        layer: block whose output stands for the standard tokens, of a ViT through the final norm; of other timm networks a stage,
+            as it comes. -1 is the last. Of HUVR and timm.
         weights: of a timm network: "hub", or a local ``.safetensors`` or ``.pth`` file.
         mean, std: normalisation of a timm network's images in [0, 1]; None is its own.
         arguments: of timm.create_model for a timm network, such as ``{pad_type: same}``.
@@ -100,6 +103,9 @@ class FrozenEncoder:
 
     It is no ``nn.Module`` on purpose: its parameters belong to no optimiser and no checkpoint of a task.
 
+    Attributes:
+        width: numbers of a standard token.
+
     Raises:
         HuvrError: for a source that cannot be loaded, or has no such tokens or layer.
     """
@@ -126,8 +132,10 @@ class FrozenEncoder:
             self.network = net
             self.mean, self.std = torch.zeros(1, 3, 1, 1, device=device), torch.ones(1, 3, 1, 1, device=device)
         self.layer = None if config.layer is None else self._block(config.layer)
-        if config.components and config.components > self.network.num_features:
-            raise HuvrError(f"tokens {config.tokens}: the standard tokens have {self.network.num_features} numbers")
+        stages = self.layer is not None and not is_vit(self.network)
+        self.width: int = self.network.feature_info[self.layer]["num_chs"] if stages else self.network.num_features
+        if config.components and config.components > self.width:
+            raise HuvrError(f"tokens {config.tokens}: the standard tokens have {self.width} numbers")
 
     def _block(self, layer: int) -> int:
         if isinstance(self.network, HyperINR):
@@ -176,7 +184,7 @@ class FrozenEncoder:
         """Numbers per token."""
         if self.model and self.config.tokens in ("tintok", "decoder"):
             return self.model.config.tintok_dim if self.config.tokens == "tintok" else self.model.config.decoder_width
-        return self.config.components or self.network.num_features
+        return self.config.components or self.width
 
     def __call__(self, images: Tensor) -> Tokens:
         return self.finish(self.look(images))
@@ -241,6 +249,8 @@ class FrozenEncoder:
         """The output of one block in place of the last; of a network without blocks, of one of its stages."""
         prefix = getattr(self.network, "num_prefix_tokens", 0)
         options = {"return_prefix_tokens": True} if prefix else {}
+        if not {*options} <= {*signature(self.network.forward_intermediates).parameters}:
+            raise HuvrError(f"layer {self.layer}: {self.config.source} does not give the tokens of single layers; leave it out")
         (found,) = self.network.forward_intermediates(
             normalised, [self.layer], norm=is_vit(self.network), stop_early=True, intermediates_only=True, **options
         )
@@ -255,6 +265,14 @@ def patch_size(network: Any) -> tuple[int, int] | None:
     if isinstance(network, MAE):
         return network.patch, network.patch
     return network.patch_embed.feat_ratio(as_scalar=False) if is_vit(network) else None
+
+
+def cut(network: Any) -> tuple[tuple[int, int] | None, int]:
+    """The patches that a network cuts images into, and the pixels that it puts around them before; None where there are none."""
+    if isinstance(tokenizer := getattr(network, "tokenizer", None), Tokenizer):
+        (height, width), margin = tokenizer.project.kernel_size, int(tokenizer.project.padding[0])
+        return (height, width), margin
+    return patch_size(network), 0
 
 
 class FrozenEncoderTask(LightningModule):

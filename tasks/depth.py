@@ -17,7 +17,7 @@ from huvr.errors import HuvrError, require
 from huvr.optim import go_on_with, scheduled, training_steps
 from huvr.viz import GAP, save_png, to_uint8
 
-from .base import EncoderConfig, FrozenEncoderTask, patch_size
+from .base import EncoderConfig, FrozenEncoderTask, cut
 from .depth_metrics import DepthMetrics, sig_loss
 from .depth_views import Box, ReadDepth, inside, tiles
 from .sliding import at_pixels
@@ -103,7 +103,7 @@ class Depth(FrozenEncoderTask):
     def forward(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Images ``(B, 3, H, W)`` in [0, 1] to depth in metres, brought to ``size`` bilinearly: ``(B, *size)``."""
         depth = self.head(self.encoder(images).map)[:, None]
-        return F.interpolate(at_pixels(depth, images.shape[-2:], patch_size(self.encoder.network)), size, mode="bilinear")[:, 0]
+        return F.interpolate(at_pixels(depth, images.shape[-2:], *cut(self.encoder.network)), size, mode="bilinear")[:, 0]
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         truth = batch["target"]

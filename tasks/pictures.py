@@ -71,7 +71,11 @@ class Pictures(LightningDataModule):
 
     def description(self, measured: int) -> dict[str, str]:
         """The data in words; ``measured`` images were readable."""
-        return {"train": f"{self.train.source}, {len(self.train)} images", "test": f"{self.test.source}, {measured} images"}
+        return {
+            "train": f"{self.train.source}, {len(self.train)} images",
+            "test": f"{self.test.source}, {measured} images",
+            "view": "whole" if self.size is None else f"middle {self.size}",
+        }
 
     def _loader(self, rows: Rows) -> Loader:
         return looks_at(rows, pil_to_tensor if self.size is None else centre_crop(self.size), self.batch_size, self.workers)

@@ -21,7 +21,7 @@ from huvr.optim import go_on_with, scheduled, training_steps, warmup_cosine
 from huvr.viz import save_png
 
 from . import overlays
-from .base import EncoderConfig, FrozenEncoderTask, patch_size
+from .base import EncoderConfig, FrozenEncoderTask, cut
 from .labels import NO_LABEL, Labels
 from .sliding import at_pixels, check_window, slide
 
@@ -94,7 +94,7 @@ class Segmentation(FrozenEncoderTask):
         """Images ``(B, 3, H, W)`` in [0, 1] to logits ``(B, classes, H, W)``."""
         tokens = self.encoder(images)
         self.bytes_seen += self.encoder.stored_bytes(tokens)
-        return at_pixels(self.head(tokens.map), images.shape[-2:], patch_size(self.encoder.network))
+        return at_pixels(self.head(tokens.map), images.shape[-2:], *cut(self.encoder.network))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         # For dropout: a resumed run drops what it would have, and each process its own.

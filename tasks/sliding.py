@@ -52,10 +52,21 @@ def check_window(window: int, stride: int, encoder: FrozenEncoder) -> None:
         )
 
 
-def at_pixels(maps: Tensor, size: Sequence[int], patch: tuple[int, int] | None) -> Tensor:
+def at_pixels(maps: Tensor, size: Sequence[int], patch: tuple[int, int] | None, margin: int = 0) -> Tensor:
     """One prediction per patch ``(B, C, h, w)`` to one per pixel ``(B, C, H, W)``, bilinear.
 
-    Patches that reach over the edge of the image, as its sides are no multiple of theirs, are cut off there.
+    Patches that reach over the edge of the image, as its sides are no multiple of theirs, are cut off there; where they end
+    before it, the last prediction is repeated.
+
+    Args:
+        maps: predictions.
+        size: (H, W) of the image.
+        patch: height and width of a patch in pixels; None spreads them over the image.
+        margin: pixels around the image that the first patches begin with.
     """
-    covered = (size[0], size[1]) if patch is None else (maps.shape[-2] * patch[0], maps.shape[-1] * patch[1])
-    return F.interpolate(maps, covered, mode="bilinear")[..., : size[0], : size[1]]
+    if patch is None:
+        return F.interpolate(maps, (size[0], size[1]), mode="bilinear")
+    drawn = F.interpolate(maps, (maps.shape[-2] * patch[0], maps.shape[-1] * patch[1]), mode="bilinear")
+    drawn = drawn[..., margin : margin + size[0], margin : margin + size[1]]
+    down, right = size[0] - drawn.shape[-2], size[1] - drawn.shape[-1]
+    return F.pad(drawn, (0, right, 0, down), mode="replicate") if down or right else drawn

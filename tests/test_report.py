@@ -77,6 +77,27 @@ def test_tables_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "## reconstruction" in table
 
 
+def test_figures_that_are_none_and_names_with_dollars_are_shown(tmp_path: Path) -> None:
+    record(tmp_path / "a", metrics={"rmse": float("nan")}, encoder="a$x_{$")
+    record(tmp_path / "b", "pca8", metrics={"rmse": 0.5}, config={"model": {"init_args": {"encoder": "net"}}})
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
+    table = (tmp_path / "r.md").read_text()
+    assert "| nan |" in table
+    assert "**0.5000**" in table
+    (tmp_path / "b" / "record.json").unlink()
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
+
+
+def test_rivals_at_other_sizes_are_told_apart(tmp_path: Path) -> None:
+    for size in (16, 32):
+        config = {"model": {"init_args": {}}, "data": {"init_args": {"size": size}}}
+        record(tmp_path / str(size), config=config, rivals={"jpeg": {"bytes_per_image": 9 * size, "metrics": {"rmse": 1 / size}}})
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
+    lines = [line for line in (tmp_path / "r.md").read_text().splitlines() if line.startswith("| jpeg")]
+    assert len(lines) == 2
+    assert all(f"size {size}" in line for size, line in zip((16, 32), lines, strict=True))
+
+
 def test_what_several_records_measured_alike_is_listed_once(tmp_path: Path) -> None:
     for name in "ab":
         record(tmp_path / name, name, rivals={"mean": {"bytes_per_image": 3, "metrics": {"rmse": 1}}})
@@ -93,6 +114,14 @@ def test_what_several_records_measured_alike_is_listed_once(tmp_path: Path) -> N
         (
             '{"task": "a", "encoder": "b", "tokens": "c", "headline": "d", "metrics": {"e": 1, "f": 2}, "config": {}}',
             "record.json: its headline d is not among its metrics e, f",
+        ),
+        (
+            '{"task": "a", "encoder": "b", "tokens": "c", "metrics": {"e": "high"}, "config": {}}',
+            "record.json: not a record of huvr probe: its task, metrics, bytes_per_image, rivals or config are of another kind",
+        ),
+        (
+            '{"task": "a", "encoder": "b", "tokens": "c", "metrics": {"e": 1}, "config": {}, "rivals": {"jpeg": {}}}',
+            "record.json: not a record of huvr probe: its task, metrics, bytes_per_image, rivals or config are of another kind",
         ),
         (None, "no record.json of huvr probe in it"),
     ],

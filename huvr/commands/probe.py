@@ -207,6 +207,7 @@ def write_record(cli: ProbeCLI, entry: EntryPoint, metrics: dict[str, float], se
     folder = Path(cli.config.run)
     config = read_yaml(folder / "config_probe.yaml")
     encoder = config["model"].get("init_args", {}).get("encoder") or {}
+    encoder = encoder if isinstance(encoder, dict) else {"source": str(encoder)}  # of a task that is no FrozenEncoderTask
     record: dict[str, Any] = {
         "task": entry.name,
         "package": tasks.package(entry),

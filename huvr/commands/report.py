@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from pathlib import Path
 
 from huvr.errors import HuvrError
@@ -44,7 +45,8 @@ def cells(section: Section) -> tuple[list[str], list[tuple[list[str], bool]]]:
     other = ["options"] if any(row.options for row in section.rows) else []
     head = ["encoder", "tokens", "stored", "bytes / image", *section.metrics, "seconds", *other]
     best = section.best()
-    largest = {name: max(abs(row.metrics.get(name, 0)) for row in section.rows) for name in section.metrics}
+    known = {name: [abs(row.metrics.get(name, 0)) for row in section.rows] for name in section.metrics}
+    largest = {name: max(filter(math.isfinite, values), default=0) for name, values in known.items()}
     digits = {name: 2 if largest[name] >= 10 else 4 for name in section.metrics}
     lines = []
     for row in section.rows:
@@ -107,7 +109,7 @@ def plot(section: Section) -> str:
 
     series: dict[str, list[tuple[float, float, str]]] = {}
     for row in section.rows:
-        if row.bytes_per_image and row.headline in row.metrics:
+        if row.bytes_per_image and math.isfinite(row.metrics.get(row.headline, math.nan)):
             point = (row.bytes_per_image, row.metrics[row.headline], row.stored)
             series.setdefault(row.series, []).append(point)
     return f"<figure>{curves(series, 'bytes per image', section.title)}</figure>" if series else ""

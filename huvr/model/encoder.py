@@ -91,8 +91,14 @@ def tokens_of(model: Any, normalised: Tensor) -> Tokens:
     """Final tokens of any timm model: ``(B, 3, H, W)``, already normalised, in; Tokens out.
 
     Where a network has no cls token, the mean of its patches stands for it. Registers are dropped.
+
+    Raises:
+        HuvrError: for a model whose features are neither a map nor a sequence of tokens of patches.
     """
     features = model.forward_features(normalised)
+    patched = hasattr(getattr(model, "patch_embed", None), "feat_ratio")
+    if not isinstance(features, Tensor) or features.ndim not in ((3, 4) if patched else (4,)):
+        raise HuvrError(f"{type(model).__name__} of timm gives features that are neither a map nor tokens of patches")
     if features.ndim == 4:  # convolutional, (B, C, h, w); a few timm families are channels-last
         if getattr(model, "output_fmt", "NCHW") == "NHWC":
             features = features.permute(0, 3, 1, 2)

@@ -45,7 +45,7 @@ def generate(
 
     OUT says what becomes of them: NAME.png is a grid, a row for each class; NAME.npz is what the evaluator of ADM reads
     (arr_0: uint8 pictures, N, H, W, 3; arr_1: int64 labels, where there are any); anything else is a folder of PNG files, in
-    subfolders by class. The pictures of a seed are the same whatever the batch size.
+    subfolders by class. In fp32 the pictures of a seed are the same whatever the batch size.
 
     Args:
         generator: a run of huvr fit --config generate/…, or a checkpoint of one.

@@ -159,7 +159,8 @@ class Generated(LightningModule):
             "encoder": space.encoder,
             "tokens": self.generator.codec.tokens,
             "data": {"train": f"{data.train.source}, {len(self.entry.labels)} images"}
-            | ({"test": f"{data.test.source}, {self.scores[UNSEEN].seen} images"} if self.beside else {}),
+            | ({"test": f"{data.test.source}, {self.scores[UNSEEN].seen} images"} if self.beside else {})
+            | {"view": f"middle {self.size}"},
             "samples": self.count,
             "sampling": asdict(self.sampling) | {"sampler": sampler, "steps": steps},
             "rivals": {name: {"bytes_per_image": None, "metrics": metrics} for name, metrics in results.items()},

@@ -91,6 +91,31 @@ def test_a_layer_of_a_convolutional_network_is_a_stage(weights: dict[str, str]) 
     torch.testing.assert_close(tokens.cls, tokens.patches.mean(1))
 
 
+@torch.no_grad()
+def test_a_stage_has_as_many_numbers_as_it_has_channels(weights: dict[str, str]) -> None:
+    options = {"source": "timm:test_convnext", "weights": weights["test_convnext"]}
+    for layer, channels in ((0, 24), (1, 32), (None, 64)):
+        encoder = FrozenEncoder(EncoderConfig(**options, layer=layer))  # type: ignore[arg-type]
+        tokens = encoder.look(torch.rand(1, 3, 64, 96))
+        assert encoder.dim == tokens.dim == channels
+        assert encoder.stored_bytes(tokens) == (1 + tokens.patches.shape[1]) * 2 * channels
+    with pytest.raises(HuvrError, match="tokens pca25: the standard tokens have 24 numbers"):
+        FrozenEncoder(EncoderConfig(**options, layer=0, tokens="pca25"))  # type: ignore[arg-type]
+
+
+def test_networks_that_give_no_tokens_of_patches_are_one_line(tmp_path: Path) -> None:
+    save_file(timm.create_model("mixer_s32_224").state_dict(), tmp_path / "mixer.safetensors")
+    config = EncoderConfig("timm:mixer_s32_224", weights=str(tmp_path / "mixer.safetensors"))
+    with pytest.raises(HuvrError, match="MlpMixer of timm gives features that are neither a map nor tokens of patches"):
+        FrozenEncoder(config).look(torch.rand(1, 3, 224, 224))
+
+
+def test_weights_of_a_network_with_two_classifiers(tmp_path: Path) -> None:
+    save_file(timm.create_model("deit_tiny_distilled_patch16_224").state_dict(), tmp_path / "deit.safetensors")
+    config = EncoderConfig("timm:deit_tiny_distilled_patch16_224", weights=str(tmp_path / "deit.safetensors"))
+    assert FrozenEncoder(config).look(torch.rand(1, 3, 224, 224)).patches.shape == (1, 196, 192)
+
+
 def test_nothing_learns(ours: str) -> None:
     encoder = FrozenEncoder(EncoderConfig(ours))
     assert not encoder.network.training

@@ -84,7 +84,8 @@ def test_what_is_measured_is_drawn_from_stored_tintoks(quiet: Any, encoder: str,
     for name, measure in (("ssim", ssim), ("ssim_nhwc", ssim_nhwc)):
         assert metrics[name] == pytest.approx(measure(torch.cat(drawings), torch.cat(images)).mean().item(), abs=1e-4)
     assert (task.details["bytes_per_image"], task.details["bits_per_pixel"]) == (size, 8 * size / 32**2)
-    assert task.details["data"] == {"train": "pictures (train), 18 images", "test": "pictures (val), 6 images"}
+    data = {"train": "pictures (train), 18 images", "test": "pictures (val), 6 images", "view": "middle 32"}
+    assert task.details["data"] == data
 
 
 def test_refined_tintoks_are_stored_and_drawn(quiet: Any, encoder: str, pictures: Path) -> None:

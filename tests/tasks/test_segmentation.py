@@ -150,6 +150,14 @@ def test_patches_over_the_edge_are_cut_off() -> None:
     torch.testing.assert_close(pixels[0, 0, :, 4:28], (torch.arange(4, 28) + 0.5).expand(20, -1))
 
 
+def test_patches_that_begin_before_the_image_and_end_in_it() -> None:
+    """As of TransINR: a pixel of black around 20 pixels, and patches of 8, of which the last 5 pixels fill none."""
+    maps = ((torch.arange(2) + 0.5) * 8 - 1).expand(1, 1, 2, 2)  # the x of their middles, 3 and 11
+    pixels = at_pixels(maps, (20, 20), (8, 8), 1)[0, 0]
+    torch.testing.assert_close(pixels[:, 3:11], (torch.arange(3, 11) + 0.5).expand(20, -1))
+    assert (pixels[:, 11:] == 11).all()
+
+
 # ---- views
 
 

@@ -78,7 +78,8 @@ def test_a_record_with_the_measures_of_samples_and_of_real_pictures(probe: Any, 
     assert found["rivals"][UNSEEN]["metrics"]["recognised"] == 100  # colours are easily told apart
     assert found["rivals"][UNSEEN]["metrics"]["frechet_test_vit"] < found["metrics"]["frechet_test_vit"]
     assert (found["headline"], found["lower_is_better"], found["samples"]) == ("frechet_test_vit", True, 6)
-    assert found["data"] == {"train": "pictures (train), 18 images", "test": "pictures (val), 6 images"}
+    data = {"train": "pictures (train), 18 images", "test": "pictures (val), 6 images", "view": "middle 32"}
+    assert found["data"] == data
     assert (found["sampling"]["sampler"], found["sampling"]["steps"], found["tokens"]) == ("euler", 2, "tintok")
     assert found["samples_per_second"] > 0
     assert Image.open("there/nearest.png").size == (8 * 34 + 2, 2 * 34 + 2)
@@ -91,7 +92,7 @@ def test_a_record_with_the_measures_of_samples_and_of_real_pictures(probe: Any, 
     assert probe("--model.beside", "false") == 0
     assert sum(seen) == 6
     assert record()["metrics"] == found["metrics"]
-    assert (record()["rivals"], record()["data"].keys()) == ({}, {"train"})
+    assert (record()["rivals"], record()["data"].keys()) == ({}, {"train", "view"})
 
 
 def test_a_generator_that_copies_is_found_out(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +157,8 @@ def test_unreadable_pictures_are_left_out_and_the_others_keep_their_labels(probe
     Path("pictures/val/blue/0.png").write_bytes(b"nothing")
     with pytest.warns(UserWarning, match="image skipped"):
         assert probe() == 0
-    assert record()["data"] == {"train": "pictures (train), 17 images", "test": "pictures (val), 5 images"}
+    data = {"train": "pictures (train), 17 images", "test": "pictures (val), 5 images", "view": "middle 32"}
+    assert record()["data"] == data
     assert record()["rivals"][UNSEEN]["metrics"]["recognised"] == 100
 
 
