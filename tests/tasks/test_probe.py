@@ -45,9 +45,13 @@ class Endless(FrozenEncoderTask):
 
 
 class Plain(LightningModule):
-    """No encoder."""
+    """No frozen encoder."""
 
-    def test_step(self, batch, index) -> None: ...
+    def __init__(self, encoder: str = "none") -> None:
+        super().__init__()
+
+    def test_step(self, batch, index) -> None:
+        self.log("size", float(len(batch)))
 
 
 WORD = "word"
@@ -87,6 +91,15 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert [line for line in lines if line.startswith("huvr: error: ")] == lines[-1:], lines
     assert not any("Traceback" in line for line in lines)
     return lines[-1].removeprefix("huvr: error: ")
+
+
+def test_a_task_may_call_something_else_its_encoder(foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    boring = ["--data", "lightning.pytorch.demos.boring_classes.BoringDataModule", "--trainer.limit_test_batches", "2"]
+    assert main(["probe", "--task", "plain", "--model.encoder", "eyes", "--run", "there", *boring]) == 0
+    assert json.loads(Path("there/record.json").read_text())["encoder"] == "eyes"
+    assert main(["report", "there", "--out", "r.html"]) == 0
+    assert "| eyes |" in Path("r.md").read_text()
 
 
 def test_tasks_are_listed_before_torch_is_imported(foreign: Path) -> None:
