@@ -85,10 +85,10 @@ def run(arguments: Sequence[str]) -> None:
         refuse_to_replace(cli)
         with only_one(Path(cli.config.run), cli.trainer):
             metrics = measured(cli)
+            if cli.trainer.is_global_zero:
+                write_record(cli, entry, metrics, time.perf_counter() - start)
     except MisconfigurationException as error:
         raise HuvrError(str(error)) from None
-    if cli.trainer.is_global_zero:
-        write_record(cli, entry, metrics, time.perf_counter() - start)
 
 
 def shortcuts(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

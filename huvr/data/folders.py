@@ -45,9 +45,9 @@ def split_folders(root: Path) -> dict[str, Path]:
     """
     named = {split: root / split for split in SPLITS if (root / split).is_dir()}
     loosely = dict(named)
-    for folder in sorted(each for each in root.iterdir() if each.is_dir() and next(images_below(each), None)):
+    for folder in sorted(each for each in root.iterdir() if each.is_dir()):
         split = SPLIT_OF.get(folder.name.lower())
-        if split is None or split in named:
+        if split is None or split in named or next(images_below(folder), None) is None:
             continue
         if split in loosely and loosely[split].resolve() != folder.resolve():
             names = f"{loosely[split].name} and {folder.name}"
