@@ -3,7 +3,8 @@
 python tests/soak.py --kills 20        (what make soak runs; a few minutes on an idle core)
 
 Everything that a checkpoint keeps of model, average, optimiser and schedule must agree to the last bit. Training is
-``huvr fit`` itself, on the CPU, with a checkpoint every other step, so that many kills come while one is written.
+``huvr fit`` itself, on the CPU, with a checkpoint every other step, so that many kills come while one is written. Steps limit it,
+of which every eight are an epoch.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from huvr.cli import main as huvr
 from huvr.commands import training  # noqa: F401 (imported once here, not in each life)
 
 
-def config(photos: Path, epochs: int) -> str:
+def config(photos: Path, steps: int) -> str:
     callbacks = [
         {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}},
         {
@@ -42,7 +43,7 @@ def config(photos: Path, epochs: int) -> str:
             "class_path": "huvr.data.Images",
             "init_args": {"root": str(photos), "size": 32, "sizes": [[32, 32], [24, 40]], "batch_size": 2, "workers": 1},
         },
-        "trainer": {"accelerator": "cpu", "max_epochs": epochs, "gradient_clip_val": 0.01, "callbacks": callbacks, **quiet},
+        "trainer": {"accelerator": "cpu", "max_steps": steps, "gradient_clip_val": 0.01, "callbacks": callbacks, **quiet},
     })  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def step_of(run: Path) -> int:
 def soak(folder: Path, kills: int, rng: random.Random) -> None:
     """Raise SystemExit unless training that was killed so often ends as training left alone."""
     photos = make_photos(folder / "photos")
-    (folder / "soak.yaml").write_text(config(photos, epochs=6 + 3 * kills))
+    (folder / "soak.yaml").write_text(config(photos, steps=8 * (6 + 3 * kills)))
     start = time.monotonic()
     end(folder, "whole", begin(folder, "whole"))
     undisturbed = time.monotonic() - start
