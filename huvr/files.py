@@ -19,8 +19,8 @@ from huvr.errors import HuvrError, reason
 def whole(target: str | Path) -> Iterator[Path]:
     """A temporary path beside ``target`` to write a file or directory at; it becomes ``target`` once the block ends well.
 
-    Missing parent folders are made. After an error inside the block nothing remains, nor do these folders. A link is
-    replaced, and what it leads to stays.
+    Missing parent folders are made. After an error inside the block nothing remains, nor do these folders. A link to a
+    file is replaced, and what it leads to stays.
 
     Raises:
         HuvrError: where ``target`` cannot be written, or is a device, a pipe or a socket.

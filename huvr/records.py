@@ -122,7 +122,7 @@ def rows_of(path: Path) -> Iterator[Row]:
         tokens=(record["tokens"] or "") + ("" if layer is None else f" of layer {layer}"),
         bytes_per_image=record.get("bytes_per_image"), metrics=record["metrics"], seconds=record.get("seconds"),
     )  # fmt: skip
-    of_data = {name: value for name, value in options.items() if name.startswith("data.")}
+    of_data = {name: value for name, value in options.items() if name.startswith("data.") and name != "data.batch_size"}
     for name, rival in rivals.items():
         yield Row(
             **shared, encoder=name, tokens="", stored="", bytes_per_image=rival.get("bytes_per_image"), metrics=rival["metrics"],
@@ -190,6 +190,6 @@ def told_apart(rows: list[Row]) -> list[Row]:
     parts = next((n for n in range(2, longest) if len({short(path, n) for path in paths}) == len(paths)), longest)
     measured = [row.options for row in rows if row.options]
     names = dict.fromkeys(name for each in measured for name in each)
-    differ = [name for name in names if len({each.get(name) for each in measured}) > 1]
+    differ = [name for name in names if len({each[name] for each in measured if name in each}) > 1]
     told = [{name: row.options[name] for name in differ if name in row.options} for row in rows]
     return [replace(row, encoder=short(row.encoder, parts), options=each) for row, each in zip(rows, told, strict=True)]

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from inspect import signature
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -249,14 +248,18 @@ class FrozenEncoder:
         """The output of one block in place of the last; of a network without blocks, of one of its stages."""
         prefix = getattr(self.network, "num_prefix_tokens", 0)
         options = {"return_prefix_tokens": True} if prefix else {}
-        if not {*options} <= {*signature(self.network.forward_intermediates).parameters}:
-            raise HuvrError(f"layer {self.layer}: {self.config.source} does not give the tokens of single layers; leave it out")
-        (found,) = self.network.forward_intermediates(
-            normalised, [self.layer], norm=is_vit(self.network), stop_early=True, intermediates_only=True, **options
-        )
+        refusal = f"layer {self.layer}: {self.config.source} does not give the tokens of single layers; leave it out"
+        try:
+            (found,) = self.network.forward_intermediates(
+                normalised, [self.layer], norm=is_vit(self.network), stop_early=True, intermediates_only=True, **options
+            )
+        except (AttributeError, TypeError) as error:  # of networks of timm that know not all of that
+            raise HuvrError(refusal) from error
+        has_cls = getattr(self.network, "cls_token", None) is not None
+        if (prefix or has_cls) and not isinstance(found, tuple | list):
+            raise HuvrError(refusal)
         picture = found[0] if prefix else found
         patches = picture.flatten(2).transpose(1, 2)
-        has_cls = getattr(self.network, "cls_token", None) is not None
         return Tokens(found[1][:, 0] if has_cls else patches.mean(1), patches, tuple(picture.shape[2:]))
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -99,7 +100,9 @@ class Linear(FrozenEncoderTask):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if any("lr_lambdas" not in schedule for schedule in checkpoint.get("lr_schedulers", ())):
+        if self.trainer.state.fn == TrainerFn.FITTING and any(
+            "lr_lambdas" not in schedule for schedule in checkpoint.get("lr_schedulers", ())
+        ):
             raise HuvrError("ckpt_path: of a huvr whose schedule was of another kind: begin anew in another --run")
 
     def peak_lr(self) -> float:

@@ -88,9 +88,21 @@ def test_figures_that_are_none_and_names_with_dollars_are_shown(tmp_path: Path) 
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
 
 
+def test_options_that_rivals_have_not_are_not_told(tmp_path: Path) -> None:
+    for batch_size in (8, 16):
+        config = {"model": {"init_args": {"refine": 0}}, "data": {"init_args": {"size": 64, "batch_size": batch_size}}}
+        record(
+            tmp_path / str(batch_size), f"pca{batch_size}", config=config, rivals={"jpeg": {"bytes_per_image": 9, "metrics": {}}}
+        )
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
+    table = (tmp_path / "r.md").read_text()
+    assert "refine" not in table
+    assert table.count("| jpeg |") == 1
+
+
 def test_rivals_at_other_sizes_are_told_apart(tmp_path: Path) -> None:
     for size in (16, 32):
-        config = {"model": {"init_args": {}}, "data": {"init_args": {"size": size}}}
+        config = {"model": {"init_args": {"refine": 0}}, "data": {"init_args": {"size": size, "batch_size": size}}}
         record(tmp_path / str(size), config=config, rivals={"jpeg": {"bytes_per_image": 9 * size, "metrics": {"rmse": 1 / size}}})
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
     lines = [line for line in (tmp_path / "r.md").read_text().splitlines() if line.startswith("| jpeg")]

@@ -17,6 +17,7 @@ import argparse
 import datetime
 import hashlib
 import json
+import os
 import re
 import subprocess
 import time
@@ -165,23 +166,30 @@ def refuse_to_replace(cli: ProbeCLI) -> None:
     run, start, trains = Path(cli.config.run), cli.config.ckpt_path, is_overridden("training_step", cli.model)
     if not (run / "record.json").exists() or (trains and goes_on(run, start)):
         return
-    now = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
-    before, now = (dict(options(config)) for config in (read_json(run / "record.json").get("config", {}), now))
-    figures = (name for name in before.keys() & now.keys() if OF_THE_TRAINER.fullmatch(name) or not UNNAMED.fullmatch(name))
-    if other := sorted(name for name in figures if before[name] != now[name]):
+    before, now = read_json(run / "record.json").get("config"), yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    found = (
+        (name, value) for name, value in differing(before, now) if OF_THE_TRAINER.fullmatch(name) or not UNNAMED.fullmatch(name)
+    )
+    if (other := next(found, None)) is not None:
         raise HuvrError(
-            f"run folder {run} holds the record of a probe with another {other[0]} ({before[other[0]]}): "
+            f"run folder {run} holds the record of a probe with another {other[0]} ({other[1]}): "
             + ("--ckpt_path auto goes on with it; " if trains else "") + "to keep both choose another --run, or remove it"
         )  # fmt: skip
 
 
-def options(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The options of a config with their values: ``data.crop``, 32."""
-    if isinstance(config, dict) and config:
-        for key, value in config.items():
-            yield from options(value, f"{name}.{key}".removeprefix(".").removesuffix(".init_args"))
-    else:
-        yield name, str(Path(config).resolve()) if name == "data.root" and Path(config).exists() else config
+def differing(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The options of two configs that differ, ``data.crop``, with what they were before; one that only one knows is a new one."""
+    known = [*before.keys() & now.keys()] if isinstance(before, dict) and isinstance(now, dict) else []
+    if known and not name.endswith(".arguments"):  # which are free, not options
+        for key in sorted(known):
+            yield from differing(before[key], now[key], f"{name}.{key}".removeprefix(".").removesuffix(".init_args"))
+    elif settled(before) != settled(now):
+        yield name, before
+
+
+def settled(value: Any) -> Any:
+    """A path that exists in full; anything else as it is."""
+    return os.path.realpath(value) if isinstance(value, str) and os.path.exists(value) else value
 
 
 def measured(cli: ProbeCLI) -> dict[str, float]:

@@ -110,6 +110,14 @@ def test_networks_that_give_no_tokens_of_patches_are_one_line(tmp_path: Path) ->
         FrozenEncoder(config).look(torch.rand(1, 3, 224, 224))
 
 
+@pytest.mark.parametrize("name", ["pit_ti_224", "cait_xxs24_224"])
+def test_networks_that_give_no_single_layers_are_one_line(name: str, tmp_path: Path) -> None:
+    save_file(timm.create_model(name).state_dict(), tmp_path / "net.safetensors")
+    encoder = FrozenEncoder(EncoderConfig(f"timm:{name}", weights=str(tmp_path / "net.safetensors"), layer=-1))
+    with pytest.raises(HuvrError, match=rf"layer \d+: timm:{name} does not give the tokens of single layers; leave it out"):
+        encoder.look(torch.rand(1, 3, 224, 224))
+
+
 def test_weights_of_a_network_with_two_classifiers(tmp_path: Path) -> None:
     save_file(timm.create_model("deit_tiny_distilled_patch16_224").state_dict(), tmp_path / "deit.safetensors")
     config = EncoderConfig("timm:deit_tiny_distilled_patch16_224", weights=str(tmp_path / "deit.safetensors"))

@@ -326,6 +326,8 @@ def test_a_schedule_of_another_kind_is_one_line(encoder: str, pictures: Path, ca
     torch.save(content, "there/checkpoints/last.ckpt")
     assert main([*probe, "2", "--ckpt_path", "auto"]) == 2
     assert "ckpt_path: of a huvr whose schedule was of another kind: begin anew in another --run" in capsys.readouterr().err
+    test = ["test", "--config", "there/config_probe.yaml", "--ckpt_path", "there/checkpoints/last.ckpt", "--run", "elsewhere"]
+    assert main(test) == 0  # what was learned is as good as ever
 
 
 def test_without_a_validation_no_rate_is_chosen(encoder: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

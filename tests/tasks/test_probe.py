@@ -8,12 +8,13 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from huvr.cli import main
 from huvr.commands import tasks
-from huvr.commands.probe import run_folder, shortcuts
+from huvr.commands.probe import differing, run_folder, shortcuts
 
 SMALL = ["--data.root", "pictures", "--data.resize", "34", "--data.crop", "32", "--data.workers", "0"]
 FOREIGN = '''
@@ -216,6 +217,20 @@ def test_the_record_of_a_task_that_trains_nothing_is_not_replaced(
     holds = "run folder there holds the record of a probe with another model.k ([1]): to keep both choose another --run, "
     assert error_of(capsys, *probe, "[2]").startswith(holds)
     assert error_of(capsys, *probe, "[2]", "--ckpt_path", "auto").startswith(holds)
+
+
+def test_options_that_differ() -> None:
+    def config(root: str | None, arguments: dict[str, int], **options: Any) -> dict[str, Any]:
+        model = {"class_path": "T", "init_args": {"encoder": {"arguments": arguments, "weights": "a"}} | options}
+        return {"model": model, "data": {"init_args": {"root": root}}}
+
+    def names(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+        return [name for name, _ in differing(before, now)]
+
+    assert names(config(".", {}), config(str(Path().resolve()), {}, new=3)) == []
+    assert names(config(None, {}), config(None, {})) == []
+    assert names(config(None, {"a": 1}), config("x", {"b": 1})) == ["data.root", "model.encoder.arguments"]
+    assert names(config("x", {}, k=[1]), config("x", {"b": 1}, k=[2])) == ["model.encoder.arguments", "model.k"]
 
 
 def test_two_probes_do_not_share_a_run_folder(encoder: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
