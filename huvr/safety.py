@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from huvr.errors import HuvrError
 from huvr.files import whole
 
+BETWEEN = "huvr_between_batches"  # in checkpoints of callbacks that write one between the batches that a step accumulates
 EVERY = 10  # steps between two agreements of several processes: each of them waits for the device
 
 
@@ -121,8 +122,16 @@ class LastCheckpoint(ModelCheckpoint):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._ask)  # in the place of Lightning's, which puts back what was before
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Of checkpoints of other callbacks too."""
+        if trainer.state.fn == TrainerFn.FITTING and trainer.fit_loop._should_accumulate():
+            checkpoint[BETWEEN] = True
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Averaged weights are not trained on by the moments of those that they are an average of."""
+        """Averaged weights are not trained on by the moments of those that they are an average of; and max_time counts anew."""
+        for each in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(each, Timer):
+                checkpoint.get("callbacks", {}).pop(each.state_key, None)
         averaged = any(isinstance(each, WeightAveraging) for each in trainer.callbacks)  # type: ignore[attr-defined]
         if "current_model_state" in checkpoint and trainer.state.fn == TrainerFn.FITTING and not averaged:
             raise HuvrError(

@@ -396,6 +396,29 @@ def test_averages_lie_where_the_weights_are_trained(folder: Path) -> None:
     assert average._device == torch.device("cpu")
 
 
+def test_wherever_loggers_write_a_run_stays_in_its_folder(folder: Path) -> None:
+    logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "elsewhere"]
+    assert main(["fit", "--config", "tiny.yaml", *logger]) == 0
+    assert sorted(path.name for path in Path("runs/tiny").iterdir() if path.name != ".lock") == ["checkpoints", "config_fit.yaml"]
+    assert main(["fit", "--config", "tiny.yaml", *logger]) == 2  # it holds a training
+    assert main(["fit", "--config", "tiny.yaml", *logger, "--ckpt_path", "auto", "--trainer.max_steps", "5"]) == 0
+    assert torch.load("runs/tiny/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--trainer.barebones=true", "trainer.barebones: not supported"),
+        ("--trainer.overfit_batches=2", "trainer.overfit_batches: not supported"),
+        ("--trainer.callbacks=BatchSizeFinder", "trainer.callbacks: BatchSizeFinder is not supported"),
+        ("--trainer.callbacks=LearningRateFinder", "trainer.callbacks: LearningRateFinder is not supported"),
+    ],
+)
+def test_what_is_not_supported_is_one_line(folder: Path, option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "tiny.yaml", option]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_metric_that_nobody_logs_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stop = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/psnrr"]
     assert main(["fit", "--config", "tiny.yaml", *stop, "--trainer.callbacks.check_on_train_epoch_end", "true"]) == 2

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from safetensors.torch import save_file
 
+from huvr.commands.checkpoints import check_checkpoint
 from huvr.data import Images
 from huvr.errors import HuvrError
 from huvr.model import HUVRConfig
@@ -260,6 +261,25 @@ def test_a_resumed_run_follows_the_options_it_is_given(photos: Path, tmp_path: P
     assert (group["initial_lr"], group["weight_decay"], group["betas"]) == (peak, 0.5, (0.8, 0.99))
     assert group["lr"] == peak * warmup_cosine(10, 2 * 4, 0.1 * 2 * 4, 1e-7 / peak)
     assert checkpoint["lr_schedulers"][0]["base_lrs"] == [peak]
+
+
+def test_a_checkpoint_between_the_batches_of_a_step_is_none_to_go_on_from(photos: Path, tmp_path: Path) -> None:
+    own = ModelCheckpoint(tmp_path / "checkpoints", "{step}", monitor="val/psnr", save_top_k=-1)
+    train(photos, tmp_path, 0, own, LastCheckpoint(), accumulate=2, validate=3, trainer={"max_epochs": 1})
+    between, whole = (tmp_path / "checkpoints" / f"step={step}.ckpt" for step in (1, 3))  # after 3 batches, and after 6
+    assert check_checkpoint(whole, training=True) == 3
+    assert check_checkpoint(between, training=False) == 1
+    with pytest.raises(HuvrError, match=r"step=1\.ckpt: written between the batches of a step, whose gradients it has not"):
+        check_checkpoint(between, training=True)
+
+
+def test_the_time_of_a_session_counts_anew(photos: Path, tmp_path: Path) -> None:
+    def trained(run: str, resume: Path | None = None) -> int:
+        train(photos, tmp_path / run, 0, LastCheckpoint(), resume=resume, trainer={"max_epochs": 2000, "max_time": "00:00:00:02"})
+        return torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+
+    first = trained("first")
+    assert trained("second", tmp_path / "first" / "checkpoints" / "last.ckpt") > first
 
 
 @pytest.mark.parametrize(("first", "then"), [("adamw", "muon"), ("muon", "adamw")])

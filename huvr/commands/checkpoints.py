@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from huvr.errors import HuvrError
 from huvr.files import read_torch
+from huvr.safety import BETWEEN
 
 
 def find_checkpoint(name: str | None, run: Path, training: bool) -> Path | None:
@@ -17,7 +18,8 @@ def find_checkpoint(name: str | None, run: Path, training: bool) -> Path | None:
 
     After a SLURM requeue that is Lightning's ``hpc_ckpt_*`` file, which its own ``last`` overlooks. Of several of the same
     step ``hpc_ckpt_*`` and ``last*`` come first: others may have counted an epoch that was broken off as a whole one. A
-    damaged one is warned of, and passed over, and so is one of weights alone where training is to go on and there is no other.
+    damaged one is warned of, and passed over, and so is one that training cannot go on from, where that is asked and there is no
+    other.
 
     Args:
         training: training goes on from it, or starts anew where "auto" finds none.
@@ -33,12 +35,12 @@ def find_checkpoint(name: str | None, run: Path, training: bool) -> Path | None:
         return Path(name)
     found: list[tuple[int, bool, int, str]] = []
     damaged = False
-    weights_alone: list[HuvrError] = []
+    incomplete: list[HuvrError] = []
     for path in checkpoints_in(run):
         try:
             step = check_checkpoint(path, training)
-        except WeightsAlone as error:
-            weights_alone.append(error)
+        except Incomplete as error:
+            incomplete.append(error)
         except HuvrError as error:
             rank_zero_warn(f"{error}; it is passed over")
             damaged = True
@@ -46,7 +48,7 @@ def find_checkpoint(name: str | None, run: Path, training: bool) -> Path | None:
             found.append((step, path.name.startswith(("hpc_ckpt_", "last")), path.stat().st_mtime_ns, str(path)))
     if found:
         return Path(max(found)[-1])
-    for each in weights_alone:
+    for each in incomplete:
         rank_zero_warn(f"{each}; it is passed over")
     if damaged:
         raise HuvrError(f"ckpt_path auto: no checkpoint in {run} can be read; to start anew, remove them or choose another run")
@@ -81,7 +83,7 @@ def goes_on(run: Path, start: str | None) -> bool:
     return start == "auto" or (start is not None and run.resolve() in Path(start).resolve().parents)
 
 
-class WeightsAlone(HuvrError):
+class Incomplete(HuvrError):
     """A checkpoint that training cannot go on from."""
 
 
@@ -97,5 +99,7 @@ def check_checkpoint(path: Path, training: bool) -> int:
     if "pytorch-lightning_version" not in content:
         raise HuvrError(f"checkpoint {path}: not a .ckpt file of huvr fit")
     if training and "optimizer_states" not in content:
-        raise WeightsAlone(f"checkpoint {path}: of weights alone (save_weights_only), from which training cannot go on")
+        raise Incomplete(f"checkpoint {path}: of weights alone (save_weights_only), from which training cannot go on")
+    if training and content.get(BETWEEN):
+        raise Incomplete(f"checkpoint {path}: written between the batches of a step, whose gradients it has not: take another")
     return content.get("global_step", 0)

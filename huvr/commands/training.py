@@ -36,9 +36,16 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar, ThroughputMonitor, WeightAveraging
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ProgressBar,
+    ThroughputMonitor,
+    WeightAveraging,
+)
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -51,6 +58,7 @@ from huvr.commands.checkpoints import find_checkpoint, refuse_to_overwrite
 from huvr.commands.predictions import PictureWriter
 from huvr.commands.together import ended_together
 from huvr.errors import HuvrError
+from huvr.files import whole
 from huvr.safety import LastCheckpoint, SkipNonFinite, WholeCheckpoints
 
 DEFAULTS = {"model": "huvr.pretrain.Pretraining", "data": "huvr.data.Images"}
@@ -180,6 +188,14 @@ def importable(class_path: str) -> bool:
         return False
 
 
+class ConfigInRun(SaveConfigCallback):
+    """The config in the run folder, wherever loggers write."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        with whole(Path(trainer.default_root_dir, self.config_filename)) as temporary:
+            self.parser.save(self.config, temporary, skip_none=False, overwrite=True, multifile=False)
+
+
 class TrainingCLI(LightningCLI):
     """LightningCLI with our run folder, our configs and our errors.
 
@@ -195,7 +211,8 @@ class TrainingCLI(LightningCLI):
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
-            save_config_kwargs={"config_filename": f"config_{verb}.yaml", "overwrite": True},
+            save_config_callback=ConfigInRun,
+            save_config_kwargs={"config_filename": f"config_{verb}.yaml", "save_to_log_dir": False},
             seed_everything_default=0,
             parser_kwargs={
                 "prog": f"huvr {verb}",
@@ -236,10 +253,17 @@ class TrainingCLI(LightningCLI):
             raise HuvrError(f"seed_everything {seed}: expected 0 to {2**32 - 1}")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
+        if config["barebones"] or config["overfit_batches"]:
+            option = "barebones" if config["barebones"] else "overfit_batches"
+            raise HuvrError(
+                f"trainer.{option}: not supported; a small data.epoch_size or trainer.limit_train_batches makes it short"
+            )
         if config["logger"] is None or config["logger"] is True:
             config["logger"] = TensorBoardLogger(config["default_root_dir"], name="", version="")
         listed = config["callbacks"] or []
         listed = listed if isinstance(listed, list) else [listed]
+        for tuner in (each for each in listed if isinstance(each, BatchSizeFinder | LearningRateFinder)):
+            raise HuvrError(f"trainer.callbacks: {type(tuner).__name__} is not supported: it trains before training has begun")
         if config["enable_checkpointing"] is not False and not any(isinstance(each, LastCheckpoint) for each in listed):
             callbacks = [*callbacks, LastCheckpoint()]  # beside those listed, which may be of the best or of weights alone
         if (batches := config["accumulate_grad_batches"]) < 1:
@@ -258,6 +282,8 @@ class TrainingCLI(LightningCLI):
         except (TypeError, ValueError) as error:  # what Lightning raises for devices and accelerators that are none
             raise HuvrError(f"trainer: {error}") from error
         for each in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(each, ModelCheckpoint) and each.dirpath is None:
+                each.dirpath = str(Path(config["default_root_dir"], "checkpoints"))  # not where the first of the loggers writes
             if isinstance(each, WeightAveraging) and each._device is None:
                 # Lightning takes that of the weights, before they go to the GPU: each step would bring all of them back.
                 each._device = torch.device(trainer.strategy.root_device.type)  # that of the process

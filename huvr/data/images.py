@@ -162,6 +162,16 @@ class Images(ResumableData):
         elif next(readable(rows, self.root), None) is None:
             raise HuvrError(f"{self.root}: no image is readable")
 
+    @property
+    def _told(self) -> dict[str, int]:
+        rows, held_out = self.train_rows, self.val_rows
+        if isinstance(rows, Rows):
+            return super()._told | {"images": len(rows) + (len(held_out) if isinstance(held_out, Rows) else 0)}
+        if rows is None:
+            return super()._told
+        shards = split_dataset_by_node(rows, *self._rank).num_shards
+        return super()._told | {"shards": rows.num_shards, "readers": min(self.workers, shards)}
+
     def train_dataloader(self) -> TrainLoader:
         """One epoch of complete training batches."""
         rank, world = self._rank

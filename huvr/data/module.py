@@ -11,6 +11,15 @@ from torch.utils.data import DataLoader
 from huvr.data.loader import ROUND, Draws, TrainLoader
 from huvr.data.stream import TrainStream
 
+MIXED = "in the epoch that was broken off some images come twice or not at all"
+# what may be another number when training goes on, and what follows
+OTHERS = {
+    "step": f"steps of {{}} images, of {{}} in the checkpoint: the place in an epoch is counted in steps, so {MIXED}",
+    "images": f"{{}} images, {{}} in the checkpoint: {MIXED}, and where a share is held out, it is another one",
+    "shards": f"a stream of {{}} shards, of {{}} in the checkpoint: {MIXED}",
+    "readers": "{} data.workers read the stream, {} in the checkpoint: its images come in another order",
+}
+
 
 class ResumableData(LightningDataModule):
     """Checkpoints remember the place in the epoch, from which the next training goes on.
@@ -38,6 +47,11 @@ class ResumableData(LightningDataModule):
     def _step(self) -> int:
         return self.batch_size * self._rank[1]
 
+    @property
+    def _told(self) -> dict[str, int]:
+        """What the images of a place in an epoch hang on, beside the seed, by the words of :data:`OTHERS`."""
+        return {"step": self._step}
+
     def resumable(
         self, batches: DataLoader, sampler: Draws | TrainStream, length: int, echoes: int = 1, together: int = ROUND
     ) -> TrainLoader:
@@ -47,18 +61,16 @@ class ResumableData(LightningDataModule):
         return self._loader
 
     def state_dict(self) -> dict[str, int]:
-        """The place in the epoch, for a checkpoint, and the samples of a step."""
-        return self._loader.state_dict() | {"step": self._step} if self._loader else {}
+        """The place in the epoch, for a checkpoint, and what the images of it hang on."""
+        return self._loader.state_dict() | self._told if self._loader else {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Training goes on from there; validation and tests of a checkpoint leave training alone."""
         if self.trainer is None or self.trainer.training:
-            if (step := state.get("step", self._step)) != self._step:
-                rank_zero_warn(
-                    f"steps of {self._step} images, of {step} in the checkpoint: the place in an epoch is counted in steps, so "
-                    "in the one that was broken off some images come twice or not at all"
-                )
-            self._resume.update({name: number for name, number in state.items() if name != "step"})
+            for name, now in self._told.items():
+                if (before := state.get(name, now)) != now:
+                    rank_zero_warn(OTHERS[name].format(now, before))
+            self._resume.update({name: number for name, number in state.items() if name not in OTHERS})
 
 
 def finished_batches(trainer: Trainer) -> int:

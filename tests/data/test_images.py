@@ -115,6 +115,25 @@ def test_a_webdataset_shard_that_is_cut_off_stops_the_stream_in_one_line(tmp_pat
         epoch(data)
 
 
+def test_other_images_shards_and_workers_are_told_when_training_goes_on(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos", range(8))
+    for number in range(3):
+        write_pack(tmp_path / "shards" / f"{number}.parquet", range(4 * number, 4 * number + 4))
+    photos, stream = {"root": folder}, {"root": tmp_path / "shards", "streaming": True, "held_out": 0, "epoch_size": 8}
+    begun = []
+    for options in (photos, stream | {"workers": 2}):
+        begun.append(images(**options))  # type: ignore[arg-type]
+        begun[-1].train_dataloader()
+    write_folder(folder, [9])
+    with pytest.warns(UserWarning, match="9 images, 8 in the checkpoint: .* and where a share is held out, it is another one"):
+        images(**photos).load_state_dict(begun[0].state_dict())  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="1 data.workers read the stream, 2 in the checkpoint: its images come in another order"):
+        images(**stream, workers=1).load_state_dict(begun[1].state_dict())  # type: ignore[arg-type]
+    (tmp_path / "shards" / "2.parquet").unlink()
+    with pytest.warns(UserWarning, match="a stream of 2 shards, of 3 in the checkpoint"):
+        images(**stream, workers=2).load_state_dict(begun[1].state_dict())  # type: ignore[arg-type]
+
+
 def test_where_nothing_is_held_out_there_is_nothing_to_look_at(tmp_path: Path) -> None:
     data = images(write_folder(tmp_path / "photos", range(4)), held_out=0)
     for fn, refused in ((TrainerFn.FITTING, False), (TrainerFn.PREDICTING, True), (TrainerFn.TESTING, True)):
