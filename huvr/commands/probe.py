@@ -63,7 +63,7 @@ SHORT = {
 # options that bear on no figure, or, those of the trainer, belong to a training that --ckpt_path auto is to go on with
 UNNAMED = re.compile(r"trainer(\..*)?|run|ckpt_path|data\.(workers|cache)")
 # … of which these change the figures
-OF_THE_TRAINER = re.compile(r"trainer\.(max_.*|limit_.*|overfit_batches|precision|accumulate_grad_batches|gradient_clip_.*)")
+OF_THE_TRAINER = re.compile(r"trainer\.(max_.*|limit_.*|precision|accumulate_grad_batches|gradient_clip_.*)")
 
 
 def run(arguments: Sequence[str]) -> None:

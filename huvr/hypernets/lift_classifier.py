@@ -1,4 +1,4 @@
-"""The second stage of LIFT (its section on classification): a classifier of latents that lie on the disk."""
+"""The second stage of LIFT: a classifier of latents that lie on the disk."""
 
 from __future__ import annotations
 

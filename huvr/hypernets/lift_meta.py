@@ -59,9 +59,9 @@ def descend(model: LIFT, signals: Tensor, points: Points, second_order: bool, ma
     """
     c = model.config
     latents = tuple(signals.new_zeros(len(signals), cells**c.dims, count, requires_grad=True) for cells, count in c.latents)
-    # The gradient of a pixel goes by their number: in fp16 it would be lost. No gradient scaler sees that of the inner loop. A
-    # power of two rounds nothing.
-    scale = min(2.0**15, 2.0 ** round(math.log2(signals[0].numel())))  # of which fp16 has no more
+    # The gradient of a pixel is divided by their number, too small for fp16, and no gradient scaler sees the inner loop. A power
+    # of two rounds nothing, and fp16 ends below 2**16.
+    scale = min(2.0**15, 2.0 ** round(math.log2(signals[0].numel())))
     for _ in range(c.inner_steps):
         loss, _ = objective(model, latents, signals, points, mask)
         gradients = torch.autograd.grad(scale * loss.sum(), latents, create_graph=second_order)

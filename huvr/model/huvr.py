@@ -221,7 +221,7 @@ class HUVR(nn.Module):
         check_images(images)
         check_tokens(tintoks, "refine", "TinToks", self.config.tintok_dim)
         (height, width), precision = images.shape[-2:], self.inr.to_pixels.weight.dtype
-        if (grid := (-(-height // self.patch), -(-width // self.patch))) != tintoks.grid:
+        if (grid := (-(-height // self.patch), -(-width // self.patch))) != tuple(tintoks.grid):
             raise HuvrError(f"refine: images of {height}x{width} have a grid of {grid}, these TinToks one of {tintoks.grid}")
 
         def draw(patches: Tensor) -> Tensor:
